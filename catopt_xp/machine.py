@@ -1,0 +1,170 @@
+"""Facts about this machine: NVIDIA driver, CuPy packages, processor, free memory.
+
+Nothing here imports CuPy or starts CUDA.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The facts that tell one cause of an unusable GPU from another.
+
+    Args:
+        cupy_distributions: every installed distribution whose name starts with "cupy", as "name version".
+        kernel_driver: whether the NVIDIA kernel module is loaded.
+        driver_cuda: the newest CUDA that the driver library serves (12080 is 12.8); None without a library.
+        visible_devices: the environment variable CUDA_VISIBLE_DEVICES.
+    """
+
+    cupy_distributions: tuple[str, ...] = ()
+    kernel_driver: bool = False
+    driver_cuda: int | None = None
+    visible_devices: str | None = None
+
+    @property
+    def cupy_wheels(self) -> list[str]:
+        """The names of those that provide the module ``cupy``: two of them overwrite each other.
+
+        >>> Machine(("cupy-cuda12x 14.2.0", "cupy-xarray 0.1.4")).cupy_wheels
+        ['cupy-cuda12x']
+        """
+        names = [distribution.split()[0] for distribution in self.cupy_distributions]
+        return [name for name in names if re.fullmatch(r"cupy(-cuda\w+|-rocm[\w-]+)?", name)]
+
+
+def look_at_machine() -> Machine:
+    """The facts about this machine, read anew at each call.
+
+    >>> isinstance(look_at_machine().kernel_driver, bool)
+    True
+    """
+    found = {
+        ((distribution.metadata["Name"] or "").lower(), distribution.version)
+        for distribution in importlib.metadata.distributions()
+    }
+    return Machine(
+        cupy_distributions=tuple(sorted(f"{name} {number}" for name, number in found if name.startswith("cupy"))),
+        kernel_driver=Path("/proc/driver/nvidia").exists(),
+        driver_cuda=_driver_cuda_version(),
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+    )
+
+
+def _driver_cuda_version() -> int | None:
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:  # no NVIDIA driver library here: the answer, not a failure
+        return None
+    number = ctypes.c_int(0)
+    return number.value if driver.cuDriverGetVersion(ctypes.byref(number)) == 0 else None
+
+
+def cuda_version(number: int) -> str:
+    """CUDA's own number of a version, as people write it.
+
+    >>> cuda_version(12080)
+    '12.8'
+    """
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def cpu_model() -> str:
+    """The name of this machine's processor.
+
+    >>> cpu_model() != ""
+    True
+    """
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.is_file() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def cpu_count() -> int:
+    """How many logical processors this process may use.
+
+    >>> cpu_count() >= 1
+    True
+    """
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def thread_count() -> int:
+    """Threads that this process should use: ``OMP_NUM_THREADS`` where it is set, else one per processor.
+
+    >>> thread_count() >= 1
+    True
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return max(1, int(wanted)) if wanted.isdigit() else cpu_count()
+
+
+def host_free_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process may still take: what the system can give, within the limits of its container.
+
+    Args:
+        proc, cgroup: where Linux shows both (other places are for tests).
+
+    Raises:
+        OSError: this system does not tell.
+
+    >>> host_free_memory() > 0
+    True
+    """
+    return max(0, min([_system_available(proc), *_room_in_control_groups(proc, cgroup)]))
+
+
+def _system_available(proc: Path) -> int:
+    meminfo = proc / "meminfo"
+    for line in meminfo.read_text().splitlines() if meminfo.is_file() else []:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    for pages in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):  # macOS tells the installed pages only
+        if pages in getattr(os, "sysconf_names", {}):
+            return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    raise OSError(f"the free memory of this system ({platform.system()}) cannot be read: it has no {meminfo}")
+
+
+def _room_in_control_groups(proc: Path, cgroup: Path) -> Iterator[int]:
+    """What each memory limit on this process, and on the groups around it, leaves."""
+    membership = proc / "self" / "cgroup"  # lines of "number:controllers:path"
+    for line in membership.read_text().splitlines() if membership.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, limit, usage, cached = cgroup, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):  # version 1 of control groups
+            root = cgroup / "memory"
+            limit, usage, cached = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        group = root / path.strip("/")
+        # Inside a container the path may name a folder of the host that is not seen here: its parents are.
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root) and (folder / limit).is_file() and (folder / usage).is_file():
+                most = (folder / limit).read_text().strip()
+                if most != "max":
+                    # File pages in the cache are given back under pressure: they count as room.
+                    droppable = _statistic(folder / "memory.stat", cached)
+                    yield int(most) - int((folder / usage).read_text()) + droppable
+
+
+def _statistic(file: Path, name: str) -> int:
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        key, value = line.split()
+        if key == name:
+            return int(value)
+    return 0

@@ -1,0 +1,74 @@
+"""Independent tasks on all processors, with matrix products of one thread each. Floor F0.
+
+Small products gain nothing from threads of their own, and lose a great deal when another program wants the processor:
+every product then waits until all its threads have had their turn. So the work is cut by hand, and BLAS kept to one.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+from threadpoolctl import ThreadpoolController
+
+from catopt_xp.machine import thread_count
+
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+
+
+def run_tasks(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+    """Runs tasks that do not depend on one another; their results, in order.
+
+    >>> run_tasks([lambda: 1, lambda: 2])
+    [1, 2]
+    """
+    threads = min(thread_count(), len(tasks))
+    with single_threaded_products():
+        if threads < 2:
+            return _run_all(tasks)
+        shares = deal(tasks, threads)  # the calling thread takes the first one
+        others = [_pool(os.getpid()).submit(_run_all, share) for share in shares[1:]]
+        try:
+            results = _run_all(shares[0])
+        finally:
+            wait(others)  # whatever happens, nothing is still writing when this returns
+        return [*results, *itertools.chain.from_iterable(other.result() for other in others)]
+
+
+def deal(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
+    """The items in at most `parts` runs of neighbours, of equal length but for one.
+
+    >>> deal([1, 2, 3, 4, 5], 2)
+    [[1, 2], [3, 4, 5]]
+    """
+    parts = min(parts, len(items))
+    bounds = [len(items) * k // parts for k in range(parts + 1)]
+    return [items[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def single_threaded_products() -> AbstractContextManager[Any]:
+    """A `with` block in which BLAS uses one thread."""
+    limited: AbstractContextManager[Any] = _controller().limit(limits=1, user_api="blas")
+    return limited
+
+
+def _run_all(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+    return [task() for task in tasks]
+
+
+@functools.cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    # One pool for each process: threads do not survive a fork.
+    return ThreadPoolExecutor(thread_count(), thread_name_prefix=f"catopt_xp-{process}")
+
+
+@functools.cache
+def _controller() -> ThreadpoolController:
+    # Looking for the loaded libraries takes milliseconds, hence the cache.
+    return ThreadpoolController()
