@@ -1,0 +1,167 @@
+"""Activations, their derivatives, and losses from logits: pure array formulas, the same on every device.
+
+Floor F1. Every function takes the array module `xp` last and uses operations of the array API standard alone, so
+NumPy, CuPy and any other namespace of that standard run the same line. Derivatives are written in terms of the
+*output* `A`, so the input `Z` need not be kept. Arrays are `(units, samples)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from catopt_xp.backend import Array
+
+PIXEL_SCALE = 1.0 / 255.0
+
+
+def pixel_scale(dtype: Any) -> float:
+    """Factor that turns stored values into what the network sees: 1/255 for uint8 pixels, 1 for anything else.
+
+    >>> import numpy as np
+    >>> pixel_scale(np.dtype("uint8")) == 1 / 255, pixel_scale(np.dtype("float32"))
+    (True, 1.0)
+    """
+    return PIXEL_SCALE if str(dtype).endswith("uint8") else 1.0
+
+
+def relu(Z: Array, xp: Any) -> Array:
+    """`max(Z, 0)`; a NaN stays a NaN.
+
+    >>> import numpy as np
+    >>> relu(np.array([[-1.0, 2.0]]), np)
+    array([[0., 2.]])
+    """
+    return xp.maximum(Z, xp.zeros_like(Z))
+
+
+def relu_backward(dA: Array, A: Array, xp: Any) -> Array:
+    """Gradient through relu: `dA` where the unit was active, 0 elsewhere."""
+    return xp.where(A > 0, dA, xp.zeros_like(dA))
+
+
+def sigmoid(Z: Array, xp: Any) -> Array:
+    """`1 / (1 + exp(-Z))` without overflow: with `e = exp(-|Z|)` it is `1/(1+e)` or `e/(1+e)`.
+
+    >>> import numpy as np
+    >>> sigmoid(np.array([[-1e4, 0.0, 1e4]]), np)
+    array([[0. , 0.5, 1. ]])
+    """
+    e = xp.exp(-xp.abs(Z))
+    return xp.where(Z >= 0, xp.ones_like(e), e) / (1.0 + e)
+
+
+def sigmoid_backward(dA: Array, A: Array, xp: Any) -> Array:
+    """Gradient through the logistic function: `dA * A * (1 - A)`."""
+    return dA * A * (1.0 - A)
+
+
+def tanh(Z: Array, xp: Any) -> Array:
+    """Hyperbolic tangent."""
+    return xp.tanh(Z)
+
+
+def tanh_backward(dA: Array, A: Array, xp: Any) -> Array:
+    """Gradient through tanh: `dA * (1 - A**2)`."""
+    return dA * (1.0 - A * A)
+
+
+def softmax(Z: Array, xp: Any) -> Array:
+    """`exp(Z) / sum(exp(Z))` down each column (one sample), shifted by the column's maximum.
+
+    >>> import numpy as np
+    >>> softmax(np.array([[1e4], [1e4]]), np)
+    array([[0.5],
+           [0.5]])
+    """
+    e = xp.exp(Z - xp.max(Z, axis=0, keepdims=True))
+    return e / xp.sum(e, axis=0, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A hidden layer's function and the gradient through it, given the function's output."""
+
+    forward: Callable[[Array, Any], Array]
+    backward: Callable[[Array, Array, Any], Array]
+
+
+HIDDEN_ACTIVATIONS = {
+    "relu": Activation(relu, relu_backward),
+    "sigmoid": Activation(sigmoid, sigmoid_backward),
+    "tanh": Activation(tanh, tanh_backward),
+}
+
+
+def binary_loss(Z: Array, Y: Array, xp: Any) -> Array:
+    """Binary cross-entropy from logits, summed over outputs, mean over samples.
+
+    `Z`, `Y`: (n_out, m), Y of 0 and 1. Equation: `max(z, 0) - y*z + log(1 + exp(-|z|))`, which is
+    `-[y log a + (1-y) log(1-a)]` with `a = sigmoid(z)`, finite for every finite z. Returns a 0-d array.
+
+    >>> import numpy as np
+    >>> round(float(binary_loss(np.array([[0.0, -1e4]]), np.array([[1.0, 0.0]]), np)), 6)  # log(2) / 2
+    0.346574
+    """
+    # The difference comes first: it is exact, and a logit far on the right side leaves the small logarithm whole.
+    each = xp.maximum(Z, xp.zeros_like(Z)) - Y * Z + xp.log1p(xp.exp(-xp.abs(Z)))  # (n_out, m)
+    return xp.sum(each) / Z.shape[1]
+
+
+def categorical_loss(Z: Array, Y: Array, xp: Any) -> Array:
+    """Cross-entropy of a softmax from logits, mean over samples.
+
+    `Z`: (k, m); `Y`: (k, m) one-hot. Equation: `log(sum(exp(z))) - z[y]`, shifted by the maximum. Returns a 0-d array.
+
+    >>> import numpy as np
+    >>> round(float(categorical_loss(np.array([[0.0], [0.0]]), np.array([[1.0], [0.0]]), np)), 6)  # log(2)
+    0.693147
+    """
+    shifted = Z - xp.max(Z, axis=0, keepdims=True)
+    each = xp.log(xp.sum(xp.exp(shifted), axis=0)) - xp.sum(Y * shifted, axis=0)  # (m,)
+    return xp.sum(each) / Z.shape[1]
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output layer: its activation and the loss that belongs to it.
+
+    With either pair the gradient at the logits is `(A - Y) / m`, so it needs no field of its own.
+    """
+
+    forward: Callable[[Array, Any], Array]
+    loss: Callable[[Array, Array, Any], Array]
+
+
+OUTPUT_ACTIVATIONS = {
+    "sigmoid": Output(sigmoid, binary_loss),
+    "softmax": Output(softmax, categorical_loss),
+}
+
+
+def one_hot(labels: Array, classes: Array, Z: Array, xp: Any) -> Array:
+    """Labels (1, m) as columns of 0 and 1, in the shape, dtype and device of the logits `Z` (k, m).
+
+    `classes`: (k, 1), the numbers 0 … k-1 in the labels' dtype.
+
+    >>> import numpy as np
+    >>> one_hot(np.array([[2, 0]]), np.array([[0], [1], [2]]), np.zeros((3, 2)), np)
+    array([[0., 1.],
+           [0., 0.],
+           [1., 0.]])
+    """
+    return xp.where(labels == classes, xp.ones_like(Z), xp.zeros_like(Z))
+
+
+def clipped_binary_loss(Y: Array, Y_hat: Array, xp: Any) -> Array:
+    """Binary cross-entropy of probabilities (n_out, m), clipped at the dtype's eps so that 0 and 1 stay finite."""
+    eps = float(xp.finfo(Y_hat.dtype).eps)
+    P = xp.clip(Y_hat, eps, 1.0 - eps)
+    return -xp.sum(Y * xp.log(P) + (1.0 - Y) * xp.log(1.0 - P)) / Y_hat.shape[1]
+
+
+def clipped_categorical_loss(Y: Array, Y_hat: Array, xp: Any) -> Array:
+    """Cross-entropy of class probabilities (k, m) against one-hot Y, clipped at the dtype's eps."""
+    eps = float(xp.finfo(Y_hat.dtype).eps)
+    return -xp.sum(Y * xp.log(xp.clip(Y_hat, eps, 1.0))) / Y_hat.shape[1]

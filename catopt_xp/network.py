@@ -1,0 +1,344 @@
+"""The model base and the fully connected network: forward, loss, backward.
+
+Floor F2. Arrays are `(features, samples)` as in the chapter; in memory a set is sample-major, so `X.T` is the
+C-contiguous `(m, n_x)` array from which rows are gathered (`blocks.py`).
+"""
+
+from __future__ import annotations
+
+import abc
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from catopt_xp.backend import Array, Backend, asnumpy, backend_of, get_backend
+from catopt_xp.blocks import Batch
+from catopt_xp.functional import (
+    HIDDEN_ACTIVATIONS,
+    OUTPUT_ACTIVATIONS,
+    clipped_binary_loss,
+    clipped_categorical_loss,
+    one_hot,
+    pixel_scale,
+)
+from catopt_xp.parameters import Parameters, layer_shapes
+
+DROPOUT_STREAM = 2  # keeps masks apart from other random numbers of the same seed
+EVALUATION_ROWS = 512  # samples per evaluated chunk: bounded memory, few launches
+
+
+class BaseRegressionModel(abc.ABC):
+    """What `train` asks of a model: forward, backward, gradients by name, live parameters, loss, accuracy.
+
+    A subclass implements `forward`, `backward`, `get_grad_dict`, `save` and `load`; `X` is (n_x, m), uint8 pixels
+    (which stand for `X/255`) or floats, `Y` is (1, m).
+    """
+
+    @abc.abstractmethod
+    def forward(self, X: Array, train_mode: bool = True) -> Array:
+        """Probabilities (n_out, m) for X (n_x, m); in `train_mode` keeps what `backward` needs."""
+
+    @abc.abstractmethod
+    def backward(self, Y: Array) -> Array | None:
+        """Gradients of the mean loss over the last batch; may return that loss, left on the device."""
+
+    @abc.abstractmethod
+    def get_grad_dict(self) -> Mapping[str, Array]:
+        """Gradients by parameter name, valid until the next `backward`."""
+
+    @abc.abstractmethod
+    def save(self) -> Mapping[str, Array]:
+        """The parameters by name, as live arrays."""
+
+    @abc.abstractmethod
+    def load(self, state_dict: Mapping[str, Any]) -> None:
+        """Copies parameters of the same names and shapes into the live arrays."""
+
+    def loss(self, Y: Any, Y_hat: Any) -> float:
+        """Mean cross-entropy of probabilities `Y_hat` (n_out, m) against `Y`, finite at 0 and 1.
+
+        Equation: `-mean(y log p + (1-y) log(1-p))` with p clipped to [eps, 1-eps] of its dtype.
+        """
+        backend = backend_of(Y_hat)
+        Y = backend.asarray(Y, dtype=Y_hat.dtype)
+        return float(clipped_binary_loss(Y, Y_hat, backend.xp))  # sync
+
+    def forward_rows(self, samples: Array, rows: Array | slice, train_mode: bool = True) -> Array:
+        """`forward` of the chosen rows of a sample-major set (m, n_x)."""
+        backend = backend_of(samples)
+        count = samples.shape[1]
+        x = backend.gather(samples, rows, 0, count, "float32") * pixel_scale(samples.dtype)
+        return self.forward(x.T, train_mode)
+
+    def evaluate(self, X: Array, Y: Array, return_loss: bool = False) -> float | tuple[float, float]:
+        """Accuracy in [0, 1] over X (n_x, m), Y (1, m); with `return_loss` also the mean loss. In chunks."""
+        right, total, m = 0.0, 0.0, X.shape[1]
+        for start in range(0, m, EVALUATION_ROWS):
+            part = slice(start, min(m, start + EVALUATION_ROWS))
+            Y_hat, labels = self.forward_rows(X.T, part, train_mode=False), Y[:, part]
+            right += float(((Y_hat > 0.5) == (labels > 0.5)).sum())  # sync
+            total += self.loss(labels, Y_hat) * labels.shape[1]
+        return (right / m, total / m) if return_loss else right / m
+
+
+class DeepNetwork(BaseRegressionModel):
+    """A fully connected classifier with He initialisation.
+
+    `neuron_cnt`: units of every layer, the input first, e.g. `[n_x, 30, 20, 20, 1]`.
+    `activation_func`: one name per layer after the input: relu, sigmoid or tanh, and sigmoid or softmax at the end.
+    A sigmoid output takes labels of 0 and 1, (n_out, m); a softmax output takes class numbers, (1, m).
+    `seed`: of the initial weights, drawn on the host by PCG64 as `W ~ N(0, 2/n_in)` (He et al. 2015), b = 0.
+    `dtype`: float32 or float64. `dropout`: probability that a hidden unit is left out of a training pass (inverted:
+    the others are divided by `1 - dropout`). `device`: as for `get_backend`.
+
+    Raises ValueError for a layout that cannot be built.
+
+    >>> model = DeepNetwork([4, 3, 1], ["relu", "sigmoid"], seed=1)
+    >>> model.forward(np.zeros((4, 2), dtype=np.float32)).tolist()
+    [[0.5, 0.5]]
+    >>> list(model.save())
+    ['W0', 'W1', 'b0', 'b1']
+    """
+
+    def __init__(
+        self,
+        neuron_cnt: Sequence[int],
+        activation_func: Sequence[str],
+        seed: int = 0,
+        dtype: Any = "float32",
+        *,
+        dropout: float = 0.0,
+        device: str | Backend = "cpu",
+    ) -> None:
+        self.neuron_cnt, self.activation_func = _checked_layout(neuron_cnt, activation_func)
+        self.dtype = np.dtype(dtype).name
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"DeepNetwork: dtype is {self.dtype}; choose float32 or float64")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"DeepNetwork: dropout is {dropout}; it must be at least 0 and below 1")
+        self.seed, self.dropout = int(seed), float(dropout)
+        # What a dropout mask is drawn from, besides the seed: (epoch, step), set by the engine before each batch.
+        self.position = (0, 0)
+        self._place(Parameters.zeros(layer_shapes(self.neuron_cnt), self.dtype, get_backend(device)))
+        self._initialise()
+
+    def _place(self, parameters: Parameters) -> None:
+        self.parameters, self.backend = parameters, parameters.backend
+        self._float = parameters.flat.dtype
+        self._output = OUTPUT_ACTIVATIONS[self.activation_func[-1]]
+        self._classes = self.backend.asarray(np.arange(self.neuron_cnt[-1], dtype=np.int64).reshape(-1, 1))
+        self._gradients: Parameters | None = None
+        self._trace: _Trace | None = None
+
+    def _initialise(self) -> None:
+        rng = np.random.Generator(np.random.PCG64(self.seed))
+        for k, (n_in, n_out) in enumerate(itertools.pairwise(self.neuron_cnt)):
+            draw = rng.standard_normal((n_out, n_in), dtype=np.dtype(self.dtype).type)
+            draw *= np.sqrt(2.0 / n_in).astype(draw.dtype)
+            self.parameters[f"W{k}"] = draw
+
+    @property
+    def layers(self) -> int:
+        """Number of layers with weights."""
+        return len(self.activation_func)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Everything that `DeepNetwork(**architecture)` needs to build this network again, JSON-able."""
+        return {
+            "neuron_cnt": self.neuron_cnt,
+            "activation_func": self.activation_func,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "dropout": self.dropout,
+        }
+
+    def to(self, device: str | Backend) -> DeepNetwork:
+        """A copy of this network on a device; this one stays where it is."""
+        twin = type(self).__new__(type(self))
+        twin.__setstate__(self.__getstate__() | {"parameters": self.parameters.to(get_backend(device))})
+        return twin
+
+    # A module cannot be copied or pickled, and what a pass left behind need not be: both are rebuilt.
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if not k.startswith("_") and k != "backend"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._place(state["parameters"])
+
+    def save(self) -> Parameters:
+        """The parameters `W0, W1, …, b0, b1, …` as live views: what training changes, changes here."""
+        return self.parameters
+
+    def load(self, state_dict: Mapping[str, Any]) -> None:
+        """Copies values into the live arrays; raises ValueError naming a missing, foreign or misshapen key."""
+        self.parameters.copy_from(state_dict, "DeepNetwork.load")
+
+    def get_grad_dict(self) -> Parameters:
+        """Gradients by name, from the last `backward`; they are overwritten by the next one."""
+        if self._gradients is None:
+            raise RuntimeError("get_grad_dict: there is no gradient yet; call forward and backward first")
+        return self._gradients
+
+    def forward(self, X: Array, train_mode: bool = True) -> Array:
+        """Probabilities for a batch.
+
+        `X`: (n_x, m), uint8 pixels (seen as X/255) or floats, of any device; `train_mode`: keep what `backward` needs
+        and apply dropout. Returns (n_out, m) in the namespace of X.
+
+        Equation: `A0 = X; Z_k = W_k A_k + b_k; A_{k+1} = f_k(Z_k)`. Raises ValueError when X has other features.
+        """
+        source = backend_of(X)
+        if X.ndim != 2 or X.shape[0] != self.neuron_cnt[0]:
+            raise ValueError(
+                f"forward: X has shape {tuple(X.shape)}, this network takes (n_x, m) with n_x = {self.neuron_cnt[0]}"
+                " (samples in columns; pass X.T if yours are in rows)"
+            )
+        samples = self.backend.asarray(source.xp.asarray(X).T)
+        A = self.forward_rows(samples, slice(0, samples.shape[0]), train_mode)
+        return A if source.device == self.backend.device else source.asarray(asnumpy(A))
+
+    def forward_rows(self, samples: Array, rows: Array | slice, train_mode: bool = True) -> Array:
+        """`forward` of the chosen rows of a sample-major set (m, n_x) that lies on this network's device."""
+        count = rows.stop - rows.start if isinstance(rows, slice) else rows.shape[0]
+        masks = self._dropout_masks(count) if train_mode and self.dropout else None
+        trace = self._propagate(Batch(self.backend, self._float, samples, rows, count), masks)
+        if train_mode:
+            self._trace = trace
+        return trace.probabilities
+
+    def _propagate(self, batch: Batch, masks: list[Array] | None = None) -> _Trace:
+        xp, last = self.backend.xp, self.layers - 1
+        outputs: list[Array] = []  # f_k(Z_k), what the derivative needs
+        inputs: list[Array] = []  # the same after dropout, what the next layer sees
+        Z = batch.times_weights(self.parameters["W0"])  # (units, m)
+        for k in range(last):
+            Z += self.parameters[f"b{k}"]
+            A = HIDDEN_ACTIVATIONS[self.activation_func[k]].forward(Z, xp)
+            outputs.append(A)
+            inputs.append(A if masks is None else A * masks[k])
+            Z = xp.matmul(self.parameters[f"W{k + 1}"], inputs[-1])
+        Z += self.parameters[f"b{last}"]
+        return _Trace(batch, outputs, inputs, masks, Z, self._output.forward(Z, xp))
+
+    def backward(self, Y: Array) -> Array:
+        """Gradients of the mean loss over the batch of the last `forward`; returns that loss, 0-d, on the device.
+
+        `Y`: (n_out, m) of 0 and 1 for a sigmoid output, (1, m) class numbers for a softmax one.
+        Equation: `dZ_last = (A - Y)/m; dW_k = dZ_k A_k^T; db_k = sum(dZ_k); dZ_{k-1} = f'(W_k^T dZ_k)`. The gradient of
+        the input is never formed. Raises RuntimeError without a forward pass in train mode.
+        """
+        trace, xp = self._trace, self.backend.xp
+        if trace is None:
+            raise RuntimeError("backward: call forward(X, train_mode=True) first")
+        if self._gradients is None:
+            self._gradients = self.parameters.zeros_like()
+        gradients = self._gradients
+        targets = self._targets(Y, trace.logits)
+        dZ = (trace.probabilities - targets) / trace.logits.shape[1]  # (n_out, m)
+        for k in range(self.layers - 1, 0, -1):
+            self.backend.matmul(dZ, trace.inputs[k - 1].T, gradients[f"W{k}"])
+            gradients[f"b{k}"][...] = xp.sum(dZ, axis=1, keepdims=True)
+            dA = xp.matmul(self.parameters[f"W{k}"].T, dZ)  # (units of layer k-1, m)
+            if trace.masks is not None:
+                dA *= trace.masks[k - 1]
+            dZ = HIDDEN_ACTIVATIONS[self.activation_func[k - 1]].backward(dA, trace.outputs[k - 1], xp)
+        gradients["b0"][...] = xp.sum(dZ, axis=1, keepdims=True)
+        trace.batch.weight_gradient(dZ, gradients["W0"])
+        return self._output.loss(trace.logits, targets, xp)
+
+    def loss(self, Y: Any, Y_hat: Any) -> float:
+        """Mean cross-entropy of probabilities, clipped at the dtype's eps so that 0 and 1 are finite.
+
+        `Y`: (n_out, m) of 0 and 1, or (1, m) class numbers with a softmax output; `Y_hat`: (n_out, m) probabilities.
+
+        >>> model = DeepNetwork([2, 1], ["sigmoid"])
+        >>> model.loss(np.array([[1, 0]]), np.array([[1.0, 0.0]])) < 1e-12
+        True
+        """
+        backend = backend_of(Y_hat)
+        if self.activation_func[-1] == "sigmoid":
+            return super().loss(Y, Y_hat)
+        classes = backend.asarray(self.backend.to_host(self._classes))
+        targets = one_hot(backend.asarray(Y, dtype=classes.dtype), classes, Y_hat, backend.xp)
+        return float(clipped_categorical_loss(targets, Y_hat, backend.xp))  # sync
+
+    def evaluate(self, X: Array, Y: Array, return_loss: bool = False) -> float | tuple[float, float]:
+        """Accuracy in [0, 1] over a set; with `return_loss` also its mean loss from the logits.
+
+        `X`: (n_x, m) of any device; `Y`: as for `backward`. Runs in chunks, so memory stays bounded. A multi-label
+        sample is right when all its labels are.
+        """
+        samples = self.backend.asarray(backend_of(X).xp.asarray(X).T)
+        accuracy, loss = self.evaluate_rows(samples, self.backend.asarray(Y))
+        return (accuracy, loss) if return_loss else accuracy
+
+    def evaluate_rows(self, samples: Array, Y: Array) -> tuple[float, float]:
+        """Accuracy and mean loss over a sample-major set (m, n_x) with labels (·, m), both on this device."""
+        xp, m = self.backend.xp, samples.shape[0]
+        sums = []  # one (right, loss) pair a chunk, left on the device until the end
+        for start in range(0, m, EVALUATION_ROWS):
+            rows = slice(start, min(m, start + EVALUATION_ROWS))
+            count = rows.stop - rows.start
+            trace = self._propagate(Batch(self.backend, self._float, samples, rows, count))
+            targets = self._targets(Y[:, rows], trace.logits)
+            right = xp.sum(self.backend.asarray(self._is_right(trace.logits, targets), dtype=self._float))
+            sums.append(xp.stack([right, self._output.loss(trace.logits, targets, xp) * count]))
+        right_and_loss = self.backend.to_host(xp.stack(sums)).sum(axis=0, dtype=np.float64)  # sync
+        return float(right_and_loss[0]) / m, float(right_and_loss[1]) / m
+
+    def _is_right(self, logits: Array, targets: Array) -> Array:
+        """(m,) booleans: the sample's label, or every one of its labels, is predicted."""
+        xp = self.backend.xp
+        if self.activation_func[-1] == "softmax":
+            return xp.argmax(logits, axis=0) == xp.argmax(targets, axis=0)
+        return xp.all((logits > 0) == (targets > 0.5), axis=0)
+
+    def _targets(self, Y: Array, logits: Array) -> Array:
+        """Labels as the loss takes them: (n_out, m) of 0 and 1 in the network's dtype."""
+        if self.activation_func[-1] == "softmax":
+            labels = self.backend.asarray(Y, dtype=self.backend.xp.int64)
+            return one_hot(labels, self._classes, logits, self.backend.xp)
+        return self.backend.asarray(Y, dtype=self._float)
+
+    def _dropout_masks(self, count: int) -> list[Array]:
+        """One mask (units, m) per hidden layer: 0, or 1/(1 - dropout). A function of seed and position alone."""
+        rng = np.random.Generator(np.random.PCG64([self.seed, DROPOUT_STREAM, *self.position]))
+        keep, dtype = 1.0 - self.dropout, np.dtype(self.dtype).type
+        draws = (rng.random((units, count), dtype=dtype) for units in self.neuron_cnt[1:-1])
+        return [self.backend.asarray((draw < keep).astype(dtype) / dtype(keep)) for draw in draws]
+
+
+@dataclass
+class _Trace:
+    """What a forward pass leaves for the backward pass."""
+
+    batch: Batch
+    outputs: list[Array]
+    inputs: list[Array]
+    masks: list[Array] | None
+    logits: Array
+    probabilities: Array
+
+
+def _checked_layout(neuron_cnt: Sequence[int], activation_func: Sequence[str]) -> tuple[list[int], list[str]]:
+    units, names = [int(n) for n in neuron_cnt], [str(name) for name in activation_func]
+    if len(units) != len(names) + 1 or not names:
+        raise ValueError(
+            f"DeepNetwork: {len(units)} layer sizes and {len(names)} activations; "
+            "give one activation for every layer after the input"
+        )
+    if min(units) < 1:
+        raise ValueError(f"DeepNetwork: layer sizes are {units}; every layer needs at least one unit")
+    for name in names[:-1]:
+        if name not in HIDDEN_ACTIVATIONS:
+            raise ValueError(f"DeepNetwork: unknown activation {name!r}; choose {', '.join(HIDDEN_ACTIVATIONS)}")
+    if names[-1] not in OUTPUT_ACTIVATIONS:
+        raise ValueError(f"DeepNetwork: the last activation is {names[-1]!r}; choose {', '.join(OUTPUT_ACTIVATIONS)}")
+    if names[-1] == "softmax" and units[-1] < 2:
+        raise ValueError("DeepNetwork: a softmax output needs at least two units; use sigmoid for one")
+    return units, names
