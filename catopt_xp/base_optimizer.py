@@ -1,0 +1,322 @@
+"""What every optimizer shares: learning rate and schedule, gradients, moments, decay, clipping, save and load.
+
+Floor F2. The rules themselves are in `optim.py`. This module applies a rule to all parameters: on a CPU slice by slice,
+each slice small enough to stay in cache for the whole rule; on a GPU as one kernel launch.
+"""
+
+from __future__ import annotations
+
+import abc
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Self
+
+from catopt_xp.backend import Array, Backend, backend_of
+from catopt_xp.parameters import Parameters, check_matches, is_bias
+from catopt_xp.schedules import Scheduler, const_lr, describe
+from catopt_xp.threads import deal
+
+# Elements per slice of an update on a CPU: parameter, gradient, moments and temporaries stay in the second-level cache.
+SLICE = 16384
+CLIP_EPS = 1e-6  # keeps a zero gradient's norm from dividing by zero; PyTorch's value
+
+
+@dataclass
+class _Group:
+    """Arrays that are updated together: the first `decayed` elements are weights, the rest biases."""
+
+    parameter: Array
+    moments: tuple[Array, ...]
+    decayed: int
+
+    def slices(self) -> list[tuple[Any, bool]]:
+        """Pieces of at most SLICE elements, each with whether decay applies; the caller's own arrays come whole."""
+        p = self.parameter
+        if p.ndim != 1:  # an array of the caller's, of any strides
+            return [(..., self.decayed > 0)]
+        bounds = [*range(0, self.decayed, SLICE), *range(self.decayed, p.shape[0], SLICE), p.shape[0]]
+        return [(slice(a, b), b <= self.decayed) for a, b in itertools.pairwise(bounds)]
+
+
+class BaseOptimizer(abc.ABC):
+    """Common to every optimizer: the learning rate and its schedule, accumulated gradients, moments, save and load.
+
+    `param_dict`: `model.save()`, or any dict of float arrays; they are updated in place. Names `b0, b1, …` are biases.
+    `learning_rate`: at epoch 0, per step, positive. `lr_scheduler`: `(learning_rate, epoch) -> learning rate`.
+    `weight_decay`: decoupled, `p -= lr*weight_decay*p` before the step (Loshchilov & Hutter 2019); `l2`: coupled,
+    `g += l2*p`; both leave biases alone. `clip_norm`: the global gradient norm is scaled down to this.
+
+    Raises ValueError for a number out of range.
+    """
+
+    moment_names: ClassVar[tuple[str, ...]] = ()
+    kernel: ClassVar[str] = ""  # the rule in CUDA C++: p, g, the moments by name, scalars by name
+    conventions: ClassVar[dict[str, dict[str, Any]]] = {"chapter": {}, "torch": {}, "keras": {}}
+
+    def __init__(
+        self,
+        param_dict: Mapping[str, Array],
+        learning_rate: float,
+        lr_scheduler: Scheduler = const_lr,
+        *,
+        weight_decay: float = 0.0,
+        l2: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
+        name = type(self).__name__
+        _check(name, "learning_rate", learning_rate, 0.0 < learning_rate < math.inf, "positive")
+        _check(name, "weight_decay", weight_decay, 0.0 <= weight_decay < math.inf, "at least 0")
+        _check(name, "l2", l2, 0.0 <= l2 < math.inf, "at least 0")
+        if clip_norm is not None:
+            _check(name, "clip_norm", clip_norm, 0.0 < clip_norm < math.inf, "positive, or None")
+        self.param_dict = param_dict
+        self.learning_rate_zero = float(learning_rate)
+        self.lr_scheduler = lr_scheduler
+        self.weight_decay, self.l2, self.clip_norm = float(weight_decay), float(l2), clip_norm
+        self.epoch: float = 0
+        self.steps = 0
+        self._moments: dict[str, Mapping[str, Array]] = {k: _zeros_like(param_dict) for k in self.moment_names}
+        self._gradient: Mapping[str, Array] | None = None
+        self._groups = self._make_groups()
+
+    @classmethod
+    def preset(cls, convention: str, param_dict: Mapping[str, Array], learning_rate: float, **options: Any) -> Self:
+        """This optimizer with the defaults of a convention: "chapter", "torch" or "keras"; `options` override them.
+
+        The learning rate is the one that library would be given. Raises ValueError for an unknown convention.
+        """
+        if convention not in cls.conventions:
+            raise ValueError(f"unknown convention {convention!r}; choose {', '.join(cls.conventions)}")
+        return cls(param_dict, learning_rate, **(cls.conventions[convention] | options))
+
+    # --- the rule -----------------------------------------------------------------------------------------------
+
+    rule: ClassVar[Callable[..., None]]
+    """`rule(xp, p, g, *moments, **scalars)`: updates p and the moments in place, in array operations."""
+
+    @abc.abstractmethod
+    def scalars(self) -> dict[str, float]:
+        """The numbers of the rule at the present step and epoch, computed in float64 on the host."""
+
+    # --- learning rate ------------------------------------------------------------------------------------------
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate now: the schedule at the present epoch (a fraction when scheduled by step)."""
+        return float(self.lr_scheduler(self.learning_rate_zero, self.epoch))
+
+    def increase_epoch(self) -> None:
+        """Says that an epoch has ended, for the schedule."""
+        self.epoch = math.floor(self.epoch) + 1
+
+    # --- gradients and step -------------------------------------------------------------------------------------
+
+    def zero_grad(self) -> None:
+        """Forgets the accumulated gradient."""
+        for array in _arrays(self._gradient or {}):
+            array[...] = 0
+
+    def add_grad(self, grad_dict: Mapping[str, Array], weight: float = 1.0) -> None:
+        """Adds `weight * gradient` to the sum that the next `step` uses; the arrays are copied, not kept.
+
+        Raises ValueError, naming the key, when names or shapes differ from those of the parameters.
+        """
+        check_matches(grad_dict, _shapes(self.param_dict), f"{type(self).__name__}.add_grad")
+        if self._gradient is None:
+            self._gradient = _zeros_like(self.param_dict)
+        for total, gradient in _pairs(self._gradient, grad_dict):
+            total += gradient if weight == 1.0 else gradient * weight
+
+    def step(self) -> None:
+        """One update with the accumulated gradient. Raises RuntimeError when there is none."""
+        if self._gradient is None:
+            raise RuntimeError(f"{type(self).__name__}.step: there is no gradient; call add_grad first")
+        self.update(self._gradient)
+
+    def update(self, grad_dict: Mapping[str, Array]) -> None:
+        """One update with this gradient, read where it lies: `zero_grad, add_grad, step` without the copy."""
+        self.steps += 1
+        scalars = self.scalars()
+        gradients = _in_groups(grad_dict, self.param_dict)
+        clip = self._clip_factor(gradients)
+        for group, gradient in zip(self._groups, gradients, strict=True):
+            backend = backend_of(group.parameter)
+            if backend.fuses:
+                self._update_fused(backend, group, gradient, scalars, clip)
+            else:
+                self._update_sliced(backend, group, gradient, scalars, clip)
+
+    def _clip_factor(self, gradients: list[Array]) -> Array | None:
+        """`min(1, clip_norm / norm)` over all gradients, 0-d, left on the device; None without clipping."""
+        if self.clip_norm is None:
+            return None
+        xp = backend_of(gradients[0]).xp
+        squares = [xp.sum(xp.square(g)) for g in gradients]
+        norm = xp.sqrt(xp.sum(xp.stack(squares)))
+        return xp.clip(self.clip_norm / (norm + CLIP_EPS), None, 1.0)
+
+    def _update_sliced(
+        self, backend: Backend, group: _Group, g: Array, scalars: dict[str, float], clip: Array | None
+    ) -> None:
+        """The rule over slices that stay in cache, dealt into tasks; values do not depend on how it is cut."""
+        p, moments = group.parameter, group.moments
+        shrink = 1.0 - self.learning_rate * self.weight_decay
+
+        def update(slices: Sequence[tuple[Any, bool]]) -> None:
+            for part, decayed in slices:
+                weights, gradient = p[part], g[part]
+                if clip is not None:
+                    gradient = gradient * clip
+                if self.l2 and decayed:
+                    gradient = gradient + self.l2 * weights
+                if self.weight_decay and decayed:
+                    weights *= shrink
+                self.rule(backend.xp, weights, gradient, *(moment[part] for moment in moments), **scalars)
+
+        slices = group.slices()
+        tasks = backend.tasks if len(slices) >= backend.tasks else 1
+        backend.run([partial(update, share) for share in deal(slices, tasks)])
+
+    def _update_fused(
+        self, backend: Backend, group: _Group, g: Array, scalars: dict[str, float], clip: Array | None
+    ) -> None:
+        """One kernel launch over the whole group; scalars travel as kernel arguments."""
+        values = scalars | {"l2": self.l2, "shrink": 1.0 - self.learning_rate * self.weight_decay}
+        body = (
+            ("T g = gradient * clip[0]; " if clip is not None else "T g = gradient; ")
+            + "if (i < decayed) { g += l2 * p; p *= shrink; } "
+            + self.kernel
+        )
+        inputs = ["T gradient", "int64 decayed", *(f"T {name}" for name in values)]
+        arguments = [g, group.decayed, *values.values()]
+        if clip is not None:
+            inputs.append("raw T clip")
+            arguments.append(clip)
+        outputs = ", ".join(["T p", *(f"T {name}" for name in self.moment_names)])
+        name = f"catopt_xp_{type(self).__name__.lower()}"
+        launch = backend.elementwise(name, ", ".join(inputs), outputs, body)
+        with backend.activate():
+            launch(*arguments, group.parameter, *group.moments)
+
+    # --- state --------------------------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's options by name, JSON-able: what a checkpoint says of this optimizer."""
+        return {
+            "learning_rate": self.learning_rate_zero,
+            "lr_scheduler": describe(self.lr_scheduler),
+            "weight_decay": self.weight_decay,
+            "l2": self.l2,
+            "clip_norm": self.clip_norm,
+        }
+
+    def save(self) -> dict[str, Any]:
+        """State by name: `steps`, `epoch`, and a live array for each moment of each parameter (`m/W0`, …)."""
+        moments = {f"{k}/{name}": x for k, by_name in self._moments.items() for name, x in by_name.items()}
+        return {"name": type(self).__name__, "steps": self.steps, "epoch": self.epoch, **moments}
+
+    def load(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over a saved state, copying into the live arrays.
+
+        The state of another kind of optimizer gives its epoch alone: moments and steps start at zero, with a warning.
+        Raises ValueError naming a missing, foreign or misshapen key; nothing is changed then.
+        """
+        own, saved = type(self).__name__, str(state_dict.get("name", type(self).__name__))
+        for key in ("steps", "epoch"):
+            if key not in state_dict:
+                raise ValueError(f"{own}.load: {key} is missing")
+        moments = {k: v for k, v in state_dict.items() if k not in ("name", "steps", "epoch")}
+        if saved != own:
+            self.epoch = state_dict["epoch"]
+            self.reset()
+            warnings.warn(
+                f"the state is that of {saved}, this is {own}: its moments and step count start at zero",
+                stacklevel=2,
+            )
+            return
+        here = {k: x for k, x in self.save().items() if "/" in k}
+        check_matches(moments, {k: tuple(x.shape) for k, x in here.items()}, f"{own}.load")
+        for key, array in here.items():
+            array[...] = backend_of(array).asarray(moments[key], dtype=array.dtype)
+        self.steps, self.epoch = int(state_dict["steps"]), state_dict["epoch"]
+
+    def reset(self) -> None:
+        """Moments and step count back to zero; the epoch stays."""
+        self.steps = 0
+        for moments in self._moments.values():
+            for array in _arrays(moments):
+                array[...] = 0
+
+    def on(self, param_dict: Parameters) -> Self:
+        """A copy of this optimizer, state included, for the same parameters on another device."""
+        twin = type(self).__new__(type(self))
+        state = self.__getstate__()
+        state["param_dict"] = param_dict
+        state["_moments"] = {k: _zeros_like(param_dict) for k in self.moment_names}
+        state["_gradient"] = None
+        twin.__setstate__(state)
+        twin.load(self.save())
+        return twin
+
+    # Groups hold slices of the arrays; rebuilding them keeps a copy joined to its own (or its model's) parameters.
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_groups"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._groups = self._make_groups()
+
+    def _make_groups(self) -> list[_Group]:
+        moments = list(self._moments.values())
+        if isinstance(self.param_dict, Parameters):
+            flats = tuple(m.flat for m in moments if isinstance(m, Parameters))
+            return [_Group(self.param_dict.flat, flats, self.param_dict.n_weights)]
+        return [
+            _Group(p, tuple(m[name] for m in moments), 0 if is_bias(name) else p.size)
+            for name, p in self.param_dict.items()
+        ]
+
+
+def _check(owner: str, name: str, value: Any, good: bool, wanted: str) -> None:
+    if not good:
+        raise ValueError(f"{owner}: {name} is {value}; it must be {wanted}")
+
+
+def _shapes(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(x.shape) for name, x in arrays.items()}
+
+
+def _zeros_like(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+    if isinstance(arrays, Parameters):
+        return arrays.zeros_like()
+    return {name: backend_of(x).xp.zeros_like(x) for name, x in arrays.items()}
+
+
+def _arrays(arrays: Mapping[str, Array]) -> list[Array]:
+    """The arrays themselves, or the one that holds them all."""
+    return [arrays.flat] if isinstance(arrays, Parameters) else list(arrays.values())
+
+
+def _pairs(to: Mapping[str, Array], source: Mapping[str, Array]) -> Iterator[tuple[Array, Array]]:
+    """Arrays of the same names, or the two flat ones."""
+    if isinstance(to, Parameters) and isinstance(source, Parameters):
+        yield to.flat, source.flat
+        return
+    for name, array in to.items():
+        yield array, source[name]
+
+
+def _in_groups(gradient: Mapping[str, Array], like: Mapping[str, Array]) -> list[Array]:
+    """Gradients in the order and form of the groups made of `like`."""
+    if isinstance(like, Parameters):
+        if isinstance(gradient, Parameters):
+            return [gradient.flat]
+        joined = like.zeros_like()
+        joined.copy_from(gradient, "gradient")
+        return [joined.flat]
+    return [gradient[name] for name in like]
