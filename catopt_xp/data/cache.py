@@ -1,0 +1,104 @@
+"""Decoded or drawn pictures kept on disk: one uint8 .npy file per set, read back through a memory map.
+
+A cache file is whole or absent (written under another name, then renamed), a damaged one is noticed and made
+anew, and where nothing can be written the work goes on in memory with a warning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def cache_folder() -> Path:
+    """The folder of the cache: CATOPT_XP_CACHE if that is set, else catopt_xp in the user's cache folder."""
+    chosen = os.environ.get("CATOPT_XP_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "catopt_xp"
+
+
+def cache_file(kind: str, facts: object) -> Path:
+    """The cache file of a set.
+
+    kind: the first part of the file's name. facts: all that the pixels depend on, as JSON can write it.
+    """
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
+    return cache_folder() / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"
+
+
+def load_rows(file: Path, shape: tuple[int, int], notices: list[str]) -> NDArray[np.uint8] | None:
+    """Map a cached set into memory, read-only.
+
+    shape: (m, n_x) that it must have.
+    notices: takes a line where the file is damaged.
+    Returns the rows, or None where there is no (whole) file.
+    """
+    try:
+        rows = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError, EOFError) as error:
+        notices.append(f"{file}: damaged cache file ({one_line(error)}); it is made anew")
+        return None
+    if rows.dtype != np.uint8 or rows.shape != shape or not rows.flags.c_contiguous:
+        notices.append(f"{file}: damaged cache file ({rows.dtype} {rows.shape}, not uint8 {shape}); it is made anew")
+        return None
+    return np.asarray(rows)  # a plain array over the map
+
+
+def store_rows(file: Path, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Write a set (m, n_x) to its cache file.
+
+    Returns the rows as mapped from the file, so that the memory can go; the given rows, with a warning, where
+    writing fails.
+    """
+    try:
+        write_whole(file, lambda stream: np.save(stream, rows, allow_pickle=False))
+        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
+    except OSError as error:
+        warnings.warn(
+            f"{file}: cannot be written ({one_line(error)}); going on in memory; the pictures are prepared "
+            "again next time (CATOPT_XP_CACHE names another folder)",
+            stacklevel=2,
+        )
+        return rows
+
+
+def write_whole(file: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file whole or not at all: `write` fills a temporary file beside it, which then takes its name.
+
+    Two processes may do so at once: each has its own temporary file, and the last one stays. Raises OSError.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.stem + "-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except BaseException:  # Ctrl-C too must leave nothing behind
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line; its type where it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,195 @@
+"""Photographs from files to uint8 pixels, in parallel."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from catopt_xp.data.cache import one_line
+from catopt_xp.data.dataset import checked_img_shape
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "GIF",
+    "BMP",
+    "WEBP",
+)  # by content: collections hold such pictures under the name .jpg
+_ORIENTATION = 0x0112  # the EXIF tag
+_ON_ERROR = ("raise", "skip")
+_LYING = ("ROTATE_90", "ROTATE_270", "TRANSPOSE", "TRANSVERSE")  # turns that swap width and height
+
+
+def decode_images(
+    files: Sequence[str | os.PathLike[str]], img_shape: tuple[int, int] = (224, 224), on_error: str = "raise"
+) -> NDArray[np.uint8]:
+    """Decode photographs into one array.
+
+    files: JPEG or PNG files of any size and mode. img_shape: (width, height) in pixels, to which each is
+    resized.
+    on_error: "raise" stops at the first file that cannot be decoded; "skip" leaves such files out, with a
+    warning naming them.
+    Returns uint8 pixels (m, n_x), a row for each photograph, its values through height, width, channel (RGB).
+    Raises ValueError or OSError, naming the file, where one cannot be decoded; ValueError where none is left,
+    for another `on_error` or a wrong shape.
+
+    >>> import tempfile, pathlib
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder) / "red.png"
+    ...     Image.new("RGB", (8, 8), (255, 0, 0)).save(file)
+    ...     decode_images([file], img_shape=(2, 1)).tolist()
+    [[255, 0, 0, 255, 0, 0]]
+    """
+    rows, broken = decode_files([Path(file) for file in files], checked_img_shape(img_shape), on_error)
+    warn_of_skipped(broken)
+    return rows
+
+
+def decode_files(
+    files: Sequence[Path], img_shape: tuple[int, int], on_error: str
+) -> tuple[NDArray[np.uint8], dict[int, str]]:
+    """As `decode_images`, but says nothing of skipped files.
+
+    Returns the rows of the files that decode, and for each other file its place in `files` and what is wrong
+    with it.
+    """
+    from PIL import Image
+
+    if on_error not in _ON_ERROR:
+        raise ValueError(f'on_error: {on_error!r} is not known; use "raise" or "skip"')
+    rows = np.empty((len(files), img_shape[0] * img_shape[1] * 3), dtype=np.uint8)
+    broken: dict[int, str] = {}
+
+    def decode_row(k: int) -> Exception | None:
+        try:
+            rows[k] = decode_image(files[k], img_shape).reshape(-1)
+        except (ValueError, OSError) as error:
+            return error
+        return None
+
+    # Warning filters belong to the whole process, so they are set here once and not in the threads.
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        pool = ThreadPoolExecutor()  # Pillow decodes and resizes without the interpreter's lock
+        try:
+            errors = pool.map(decode_row, range(len(files)))
+            # disable=None: no bar unless stderr is a terminal
+            bar = tqdm(errors, total=len(files), desc="decoding", unit="photograph", leave=False, disable=None)
+            for k, error in enumerate(bar):
+                if error is not None:
+                    if on_error == "raise":
+                        raise error
+                    broken[k] = one_line(error)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if remarks:
+        warnings.warn(
+            f"Pillow remarked on {len(remarks)} of the photographs, which decoded all the same; "
+            f"the first remark: {one_line_of(remarks[0])}",
+            stacklevel=3,
+        )
+    if len(broken) == len(files):
+        raise ValueError(next(iter(broken.values()), "no photographs given"))
+    return (np.delete(rows, list(broken), axis=0) if broken else rows), broken
+
+
+def one_line_of(remark: warnings.WarningMessage) -> str:
+    """A recorded warning's message on one line."""
+    return " ".join(str(remark.message).split())
+
+
+def warn_of_skipped(broken: dict[int, str]) -> None:
+    """One warning that names every skipped file."""
+    if broken:
+        warnings.warn(f"skipped {len(broken)} that cannot be decoded: " + "; ".join(broken.values()), stacklevel=3)
+
+
+def decode_image(file: Path, img_shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Decode one photograph: upright, RGB, over white where it is transparent, resized: (height, width, 3).
+
+    A JPEG file much larger than `img_shape` is decoded at a half, a quarter or an eighth of its size, which
+    is several times faster. Raises ValueError, naming the file, where it cannot be decoded; OSError where it
+    cannot be opened.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            turn = _turn(image)
+            lying = turn is not None and turn.name in _LYING
+            stored_shape = img_shape[::-1] if lying else img_shape
+            image.draft(None, stored_shape)  # None: keep the mode
+            picture = _rgb(image)
+        if picture.size != stored_shape:
+            picture = picture.resize(stored_shape, Image.Resampling.BILINEAR)
+        return np.asarray(picture if turn is None else picture.transpose(turn))
+    except (FileNotFoundError, PermissionError) as error:
+        raise type(error)(f"{file}: cannot be read ({error.strerror})") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{file}: refused, too many pixels for a photograph ({one_line(error)})") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{file}: not a photograph that Pillow can read; remove or replace the file") from error
+    except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
+        raise ValueError(f"{file}: damaged photograph ({one_line(error)}); remove or replace the file") from error
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings a photograph upright, by its EXIF orientation; None where nothing is to be done."""
+    from PIL import Image
+
+    try:
+        orientation = int(image.getexif().get(_ORIENTATION, 1))
+    except (SyntaxError, ValueError, TypeError, KeyError, struct.error) as error:
+        warnings.warn(f"unreadable EXIF data ({one_line(error)}), taken as upright", stacklevel=2)
+        return None
+    return {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(orientation)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB: transparent parts over white, 16-bit grey scaled to 8 bits (Pillow cuts it off)."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        grey = np.rint(np.asarray(image, dtype=np.float64).clip(0, 65535) / 257).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return image.convert("RGB")
+
+
+def photograph_size(file: Path) -> tuple[int, int] | None:
+    """Width and height of a photograph, upright, from its head alone; None where they cannot be read."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                turn = _turn(image)
+                width, height = image.size
+        except Exception:  # whatever is wrong with the file, decoding it raises the error that names it
+            return None
+    return (height, width) if turn is not None and turn.name in _LYING else (width, height)

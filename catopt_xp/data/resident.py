@@ -1,0 +1,118 @@
+"""A training set as it lies on the device: sample-major, checked once, never copied when it already fits.
+
+Floor F2. `X` is (n_x, m) to the outside; in memory its transpose is the C-contiguous array that rows are gathered from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from catopt_xp.backend import Array, Backend, asnumpy, backend_of
+
+CHECK_ROWS = 256  # rows looked at together when values are checked: no copy of the set is ever made for it
+
+
+@dataclass
+class ResidentSet:
+    """`samples` (m, n_x), uint8 or float, and `targets` (·, m), on one device; `notices`: what was done to them."""
+
+    samples: Array
+    targets: Array
+    notices: list[str] = field(default_factory=list)
+
+
+def make_resident(
+    X: Any, Y: Any, backend: Backend, *, n_x: int | None, output: str, units: int, dtype: str, name: str = "X"
+) -> ResidentSet:
+    """Checks a set and places it on a device.
+
+    `X`: (n_x, m), uint8 pixels or numbers; `Y`: labels, see `check_labels`; `n_x`: what the network takes (None: any);
+    `output`, `units`: the network's last activation and its width; `dtype`: of the network, into which X is converted
+    unless it is uint8; `name`: X or dev_X, for messages.
+    Raises TypeError or ValueError saying what is wrong and where.
+    """
+    labels_name = name.replace("X", "Y")
+    if Y is None:
+        raise ValueError(f"{name} is given without {labels_name}; pass both")
+    labels = np.atleast_1d(asnumpy(Y))
+    labels = labels.reshape(1, -1) if labels.ndim == 1 else labels
+    source = backend_of(X)
+    X = source.asarray(X)
+    _check_shape(X, labels, n_x, name, labels_name)
+    samples, notices = _sample_major(X, dtype, source, name)
+    _check_finite(samples, source, name)
+    targets = check_labels(labels, output, units, dtype, labels_name)
+    return ResidentSet(backend.asarray(samples), backend.asarray(targets), notices)
+
+
+def check_labels(labels: np.ndarray[Any, Any], output: str, units: int, dtype: str, name: str = "Y") -> Any:
+    """Labels as training keeps them; ValueError names the first bad one.
+
+    A sigmoid output takes 0 and 1, (units, m), and gets them in `dtype`; a softmax output takes class numbers
+    0 … units-1, (1, m), and gets int64.
+
+    >>> check_labels(np.array([[0, 1, 2]]), "sigmoid", 1, "float32")
+    Traceback (most recent call last):
+    ValueError: Y has the label 2 (sample 2); a sigmoid output takes 0 and 1
+    """
+    rows = units if output == "sigmoid" else 1
+    if labels.ndim != 2 or labels.shape[0] != rows:
+        raise ValueError(f"{name} has shape {labels.shape}; this network's {output} output takes ({rows}, m)")
+    if labels.dtype.kind not in "buif":
+        raise TypeError(f"{name} holds {labels.dtype}; labels are numbers (map class names to 0, 1, … first)")
+    if output == "sigmoid":
+        good, wanted = (labels == 0) | (labels == 1), "0 and 1"
+    else:
+        good, wanted = np.isin(labels, np.arange(units)), f"whole numbers from 0 to {units - 1}"
+    if not good.all():
+        sample = int(np.argmin(good.all(axis=0)))
+        label = labels[:, sample][~good[:, sample]][0]
+        raise ValueError(f"{name} has the label {label} (sample {sample}); a {output} output takes {wanted}")
+    return labels.astype(dtype if output == "sigmoid" else np.int64)
+
+
+def _check_shape(X: Array, labels: np.ndarray[Any, Any], n_x: int | None, name: str, labels_name: str) -> None:
+    if X.ndim != 2:
+        raise ValueError(f"{name} has shape {tuple(X.shape)}; give (n_x, m), a sample in each column")
+    turned = f"; samples go in columns: pass {name}.T" if X.shape[0] == labels.shape[1] else ""
+    if X.shape[1] != labels.shape[1]:
+        raise ValueError(f"{name} has {X.shape[1]} samples and {labels_name} has {labels.shape[1]}{turned}")
+    if 0 in X.shape:
+        raise ValueError(f"{name} has shape {tuple(X.shape)}: there is nothing to train on")
+    if n_x is not None and X.shape[0] != n_x:
+        raise ValueError(f"{name} has {X.shape[0]} features, the network takes {n_x}")
+
+
+def _sample_major(X: Array, dtype: str, source: Backend, name: str) -> tuple[Array, list[str]]:
+    """X as (m, n_x), C-contiguous, uint8 or `dtype`: itself where it already is, one copy where it is not."""
+    text = str(X.dtype).rpartition(".")[2]
+    # The standard's dtypes have no kind, but names that begin with its letter: bool, int8, uint8, float32, complex64.
+    if getattr(X.dtype, "kind", text[0]) not in "buif":
+        raise TypeError(f"{name} holds {text}; give uint8 pixels or real numbers")
+    samples, kept = X.T, text in ("uint8", dtype)
+    wanted = getattr(source.xp, text if kept else dtype)
+    notices = [] if kept else [f"{name} was converted from {text} to {dtype}, once"]
+    if not hasattr(samples, "flags"):  # the standard knows no memory layout
+        return source.xp.astype(samples, wanted, copy=False), notices
+    if kept and not samples.flags.c_contiguous:
+        size = samples.nbytes / 1e6
+        notices.append(
+            f"{name} was copied once into sample-major memory ({size:.0f} MB); a C-contiguous {name}.T is not"
+        )
+    return source.xp.ascontiguousarray(samples, dtype=wanted), notices
+
+
+def _check_finite(samples: Array, source: Backend, name: str) -> None:
+    if str(samples.dtype).endswith("uint8"):
+        return
+    xp = source.xp
+    for start in range(0, samples.shape[0], CHECK_ROWS):
+        part = xp.isfinite(samples[start : start + CHECK_ROWS])
+        if not bool(xp.all(part)):  # sync
+            row, column = (int(i[0]) for i in np.nonzero(~asnumpy(part)))
+            raise ValueError(
+                f"{name} is not finite at feature {column}, sample {start + row}; replace NaN and infinity first"
+            )

@@ -1,0 +1,112 @@
+"""One call for every kind of data: the built-in drawings, a folder of photographs, an .npz file, arrays."""
+
+from __future__ import annotations
+
+import os
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from catopt_xp.data.cache import one_line
+from catopt_xp.data.dataset import DataSet, checked_img_shape
+from catopt_xp.data.drawings import get_drawn_set
+from catopt_xp.data.photographs import DEFAULT_SHAPE, get_photograph_set
+
+Source = str | os.PathLike[str] | tuple[Any, ...] | None
+
+
+def load_data(
+    data: Source = None,
+    img_shape: tuple[int, int] | None = None,
+    train_size: int | None = None,
+    dev_size: int | None = None,
+    seed: int = 0,
+    on_error: str = "raise",
+) -> DataSet:
+    """Load the data of a run.
+
+    data: None, the built-in drawn cats and dogs; a folder of photographs (see `get_photograph_set`); an .npz
+    file with X, Y and, if there is a dev set, dev_X and dev_Y; or the arrays (X, Y) or (X, Y, dev_X, dev_Y).
+    X is (n_x, m), Y (1, m).
+    img_shape: (width, height) in pixels, for pictures. train_size, dev_size: pictures per class; None is all
+    photographs, or 1000 and 200 drawings. seed: of the drawings, and of the split where a folder has no test
+    set.
+    on_error: "raise" or "skip" (photographs that cannot be decoded).
+    Returns a DataSet. Arrays are handed on as they are: their shapes and values are checked where they are
+    trained.
+    Raises FileNotFoundError, ValueError or TypeError, naming file or argument.
+
+    >>> load_data((np.zeros((3, 5)), np.ones((1, 5)))).name
+    'arrays'
+    """
+    if data is None:
+        sizes = 1000 if train_size is None else train_size, 200 if dev_size is None else dev_size
+        return get_drawn_set(img_shape or DEFAULT_SHAPE, *sizes, seed=seed)
+    if isinstance(data, str | os.PathLike) and not _is_array_file(Path(data)):
+        return get_photograph_set(data, img_shape, train_size, dev_size, seed, on_error=on_error)
+    if train_size is not None or dev_size is not None:
+        raise ValueError("train_size, dev_size: apply to pictures only; cut arrays before you hand them over")
+    if isinstance(data, str | os.PathLike):
+        loaded = _load_npz(Path(data))
+    elif isinstance(data, tuple | list) and len(data) in (2, 4):
+        loaded = DataSet(*data)
+    else:
+        what = f"{len(data)} arrays" if isinstance(data, tuple | list) else type(data).__name__
+        raise TypeError(f"data: a folder, an .npz file, (X, Y) or (X, Y, dev_X, dev_Y) expected, got {what}")
+    if img_shape is not None:
+        loaded.img_shape = checked_img_shape(img_shape)
+        width, height = loaded.img_shape
+        shape = np.shape(loaded.train_X)
+        if shape[:1] != (width * height * 3,):
+            raise ValueError(f"img_shape: {width}x{height} RGB pictures have {width * height * 3} values, X is {shape}")
+    return loaded
+
+
+def _is_array_file(path: Path) -> bool:
+    """Whether this is an .npz file rather than a folder; raises ValueError for another kind of file."""
+    if path.is_dir():
+        return False
+    if path.suffix.lower() == ".npz":
+        return True
+    if path.is_file():
+        raise ValueError(f"{path}: cannot be read as data; give a folder of photographs or an .npz file with X and Y")
+    return False
+
+
+def _load_npz(path: Path) -> DataSet:
+    """Read X, Y, dev_X, dev_Y from an .npz file; never unpickles."""
+    started = time.perf_counter()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    try:
+        # Opened here: NumPy leaves its own file open when the archive is broken.
+        with path.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise ValueError("not a zip archive, or not all of one")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as archive:
+                names = list(archive.files)
+                for name in ("X", "Y", "dev_X", "dev_Y"):
+                    if name in names:
+                        arrays[name] = archive[name]
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: cannot be read as an .npz file of plain arrays ({one_line(error)})") from error
+    missing = [name for name in ("X", "Y") if name not in arrays]
+    missing += [name for name in ("dev_X", "dev_Y") if name not in arrays and ("dev_X" in arrays or "dev_Y" in arrays)]
+    if missing:
+        raise ValueError(f"{path}: {' and '.join(missing)} missing; the file has {', '.join(names) or 'no arrays'}")
+    for name, array in arrays.items():
+        if array.dtype.kind not in "buif":
+            raise ValueError(f"{path}: {name} must hold numbers, not {array.dtype}")
+    return DataSet(
+        arrays["X"],
+        arrays["Y"],
+        arrays.get("dev_X"),
+        arrays.get("dev_Y"),
+        name=str(path),
+        timings={"read": time.perf_counter() - started, "decode": 0.0},
+    )

@@ -1,0 +1,173 @@
+"""load_data: one call for drawings, folders, .npz files and arrays."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from catopt_xp.data import DataSet, load_data
+
+REPOSITORY = Path(__file__).parents[1]
+RNG = np.random.default_rng(0)
+X, Y = RNG.random((6, 5), dtype=np.float32), np.array([[0, 1, 1, 0, 1]])
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CATOPT_XP_CACHE", str(tmp_path / "cache"))
+
+
+def test_nothing_given_is_the_drawn_set() -> None:
+    data = load_data(None, (8, 8), train_size=2, dev_size=1, seed=5)
+    assert "drawn" in data.name
+    assert data.train_X.shape == (192, 4)
+    assert data.dev_X.shape == (192, 2)
+    assert load_data(None, (8, 8), train_size=2, dev_size=0).dev_X is None
+
+
+def test_nothing_given_has_the_reference_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def fake(*sizes: object, seed: int) -> DataSet:
+        asked.extend([*sizes, seed])
+        return DataSet(X, Y)
+
+    monkeypatch.setattr("catopt_xp.data.sources.get_drawn_set", fake)
+    load_data()
+    assert asked == [(224, 224), 1000, 200, 0]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_folder_is_photographs(tmp_path: Path, kind: type) -> None:
+    for name in ("cats", "dogs"):
+        for k in range(5):
+            (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 3), (k, 0, 0)).save(tmp_path / "photos" / name / f"{k}.png")
+    data = load_data(kind(tmp_path / "photos"), train_size=2, dev_size=1)
+    assert data.name.startswith("photographs in ")
+    assert data.img_shape == (4, 3)
+    assert data.train_Y.tolist() == [[1, 1, 0, 0]]
+    assert data.dev_Y.tolist() == [[1, 0]]
+    assert set(data.timings) == {"read", "decode"}
+
+
+def test_arrays_are_handed_on_as_they_are() -> None:
+    data = load_data((X, Y))
+    assert data.train_X is X
+    assert data.train_Y is Y
+    assert data.dev_X is None
+    assert data.classes == ()
+    four = load_data((X, Y, X[:, :2], Y[:, :2]))
+    assert four.dev_X.shape == (6, 2)
+    assert four.dev_Y.shape == (1, 2)
+
+
+def test_npz_files(tmp_path: Path) -> None:
+    np.savez(tmp_path / "two.npz", X=X, Y=Y)
+    np.savez_compressed(tmp_path / "four.npz", X=X, Y=Y, dev_X=X, dev_Y=Y)
+    two, four = load_data(tmp_path / "two.npz"), load_data(str(tmp_path / "four.npz"))
+    np.testing.assert_array_equal(two.train_X, X)
+    np.testing.assert_array_equal(two.train_Y, Y)
+    assert two.dev_X is None
+    np.testing.assert_array_equal(four.dev_X, X)
+    assert two.name.endswith("two.npz")
+
+
+def test_npz_files_keep_sample_major_memory(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", X=np.ascontiguousarray(X.T).T, Y=Y)
+    assert load_data(tmp_path / "a.npz").train_X.T.flags.c_contiguous
+
+
+def test_pictures_in_arrays_have_a_shape() -> None:
+    assert load_data((X, Y), img_shape=(2, 1)).img_shape == (2, 1)
+    with pytest.raises(ValueError, match=r"img_shape: 2x2 RGB pictures have 12 values, X is \(6, 5\)"):
+        load_data((X, Y), img_shape=(2, 2))
+
+
+def pickled(file: Path) -> None:
+    np.savez(file, X=np.array([{}], dtype=object), Y=Y)
+
+
+def words(file: Path) -> None:
+    np.savez(file, X=np.array([["a"]]), Y=Y)
+
+
+def no_labels(file: Path) -> None:
+    np.savez(file, X=X, labels=Y)
+
+
+def half_a_dev_set(file: Path) -> None:
+    np.savez(file, X=X, Y=Y, dev_X=X)
+
+
+def text(file: Path) -> None:
+    file.write_text("X, Y")
+
+
+def one_array(file: Path) -> None:
+    with file.open("wb") as stream:
+        np.save(stream, X)
+
+
+def truncated(file: Path) -> None:
+    np.savez(file, X=X, Y=Y)
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def spoiled_member(file: Path) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("X.npy", b"\x93NUMPY nonsense")
+        archive.writestr("Y.npy", b"")
+
+
+def nothing(file: Path) -> None:
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (nothing, FileNotFoundError, "no such file"),
+        (pickled, ValueError, "cannot be read as an .npz file of plain arrays"),
+        (words, ValueError, "X must hold numbers, not <U1"),
+        (no_labels, ValueError, "Y missing; the file has X, labels"),
+        (half_a_dev_set, ValueError, "dev_Y missing"),
+        (text, ValueError, "cannot be read as an .npz file"),
+        (one_array, ValueError, "cannot be read as an .npz file"),
+        (truncated, ValueError, "cannot be read as an .npz file"),
+        (spoiled_member, ValueError, "cannot be read as an .npz file"),
+    ],
+)
+def test_wrong_npz_files_have_one_clear_line(tmp_path: Path, make: object, kind: type[Exception], message: str) -> None:
+    file = tmp_path / "a.npz"
+    make(file)  # type: ignore[operator]
+    with pytest.raises(kind, match=message) as caught:
+        load_data(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_files_and_things_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", X)
+    with pytest.raises(ValueError, match=r"a\.npy: cannot be read as data; give a folder"):
+        load_data(tmp_path / "a.npy")
+    with pytest.raises(FileNotFoundError, match="no such folder of photographs"):
+        load_data(tmp_path / "none")
+    with pytest.raises(TypeError, match=r"data: a folder, an \.npz file, .* expected, got 3 arrays"):
+        load_data((X, Y, X))
+    with pytest.raises(TypeError, match="got int"):
+        load_data(7)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="train_size, dev_size: apply to pictures only"):
+        load_data((X, Y), train_size=3)
+
+
+def test_importing_the_data_room_loads_no_pillow() -> None:
+    code = "import sys, catopt_xp.data; sys.exit(any(name.split('.')[0] == 'PIL' for name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=60)
+    assert done.returncode == 0
