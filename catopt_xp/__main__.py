@@ -1,0 +1,10 @@
+"""`python -m catopt_xp`: the command line."""
+
+from __future__ import annotations
+
+import sys
+
+from catopt_xp.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(prog="python -m catopt_xp"))

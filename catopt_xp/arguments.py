@@ -1,0 +1,362 @@
+"""The flags of the command line: what they are called, what they take, what their help says. Floor F5.
+
+A bad value is said in one line that names the flag, and the status is 2, before any work is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from catopt_xp.data.order import SHUFFLES
+from catopt_xp.engines import ENGINES
+from catopt_xp.functional import HIDDEN_ACTIVATIONS
+from catopt_xp.optim import EPS_MODES, OPTIMIZERS
+from catopt_xp.schedules import Scheduler, parse
+from catopt_xp.version import __version__
+
+COMPARISONS = ("batch-size", "optimizers", "decay")
+EPILOG = """\
+exit status:
+  0    done
+  1    failed: data or files that cannot be read or written, a run that diverged, a device that is missing
+  2    bad usage: an unknown flag or command, a flag's value out of range, options that do not go together
+  130  interrupted (Ctrl-C, SIGTERM); the run was saved, and the command that resumes it is printed
+
+One line says what is wrong; --debug shows the traceback too."""
+
+# Flag -> the optimizer's option, for flags that only some optimizers take.
+OPTIMIZER_OPTIONS = {
+    "weight_decay": "weight_decay",
+    "l2": "l2",
+    "clip_norm": "clip_norm",
+    "beta": "beta",
+    "beta1": "beta1",
+    "beta2": "beta2",
+    "eps": "eps",
+    "eps_mode": "eps_mode",
+    "nesterov": "nesterov",
+    "bias_correction": "correct_param",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        command = self.prog.split()[0] if not self.prog.startswith("python") else "catopt-xp"
+        self.exit(2, f"{command}: error: {message} (see {self.prog} --help)\n")
+
+
+def make_parser(prog: str) -> Parser:
+    """The parser of all commands; the parsed `command` names the one given.
+
+    >>> make_parser("catopt-xp").parse_args(["train", "--epochs", "3"]).total_epoch
+    3
+    """
+    parser = Parser(
+        prog=prog,
+        description="Train fully connected classifiers of images from scratch, on NumPy or on a GPU with CuPy.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"catopt_xp {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+
+    def command(name: str, text: str) -> Parser:
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        # Not set when absent, so that it may stand before the command too.
+        added.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        return added
+
+    _add_train(command("train", "train a network; with no flags the reference network on the built-in drawings"))
+    _add_evaluate(command("evaluate", "print accuracy and cost of a checkpoint over a data set"))
+    _add_predict(command("predict", "print the class of each image, and its probability"))
+    _add_compare(command("compare", "run one of the three comparisons: batch size, optimizers, learning-rate decay"))
+    _add_info(command("info", "print which device is used, why not the other one, and versions"))
+    _add_plot(command("plot", "draw the history of a run, or compare several"))
+    return parser
+
+
+def _add_train(parser: Parser) -> None:
+    _add_data(parser)
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--hidden", type=layers, default=(30, 20, 20), metavar="N,N,...", help="hidden units (default: 30,20,20)"
+    )
+    network.add_argument(
+        "--activation", choices=sorted(HIDDEN_ACTIVATIONS), default="relu", help="of hidden layers (default: relu)"
+    )
+    network.add_argument("--dropout", type=share, default=0.0, metavar="P", help="of hidden units (default: 0)")
+    network.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="of the weights (default: float32)"
+    )
+    _add_optimizer(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--epochs", dest="total_epoch", type=count, default=100, metavar="N", help="end after epoch N (default: 100)"
+    )
+    run.add_argument("--batch-size", type=batch_size, default=64, metavar="N", help="samples, or auto (default: 64)")
+    run.add_argument(
+        "--accumulate", type=count, default=1, metavar="N", help="batches per update, averaged (default: 1)"
+    )
+    run.add_argument(
+        "--shuffle",
+        choices=SHUFFLES,
+        default="epoch",
+        help="a new order every epoch, one for all, none (default: epoch)",
+    )
+    run.add_argument("--drop-last", action="store_true", help="leave out a short last batch")
+    run.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights and orders (default: 0)")
+    run.add_argument(
+        "--early-stopping", type=count, metavar="N", help="stop after N evaluations without a lower cost (default: off)"
+    )
+    run.add_argument(
+        "--print-interval", type=count, default=10, metavar="N", help="epochs between evaluations (default: 10)"
+    )
+    _add_run_folder(parser)
+    _add_device(parser, trains=True)
+    _add_output(parser)
+
+
+def _add_run_folder(parser: Parser) -> None:
+    folder = parser.add_argument_group("run folder")
+    folder.add_argument(
+        "--save-dir",
+        type=Path,
+        default=Path("work_dirs"),
+        metavar="DIR",
+        help="where the files go (default: work_dirs)",
+    )
+    folder.add_argument(
+        "--model-name", type=file_name, default="model", metavar="NAME", help="of the files (default: model)"
+    )
+    folder.add_argument("--recover-from", metavar="FILE", help="go on from this checkpoint (default: start anew)")
+    folder.add_argument(
+        "--checkpoint-every", type=count, metavar="N", help="epochs between checkpoints (default: when evaluated)"
+    )
+    folder.add_argument(
+        "--checkpoint-every-steps", type=count, metavar="N", help="also every N steps within epochs (default: never)"
+    )
+    folder.add_argument("--plot-mini-batch", action="store_true", help="also draw the cost of every mini-batch")
+
+
+def _add_optimizer(parser: Parser) -> None:
+    group = parser.add_argument_group(
+        "optimizer", "Options that an optimizer does not have are refused; those not given are the chapter's."
+    )
+    group.add_argument(
+        "--optimizer", choices=sorted(OPTIMIZERS), help="method (default: adam; resumed: the checkpoint's)"
+    )
+    group.add_argument(
+        "--learning-rate",
+        type=positive,
+        metavar="X",
+        help="per step (default: 1e-3 for gd and momentum, 1e-5 for rmsprop and adam)",
+    )
+    group.add_argument(
+        "--schedule",
+        dest="lr_scheduler",
+        type=schedule,
+        default="const",
+        metavar="S",
+        help="const, hyperbola:RATE, exponential:BASE, sqrt:K, staircase:FACTOR,EVERY, table:EPOCH=LR,..., "
+        "cosine:EPOCHS[,FINAL]; before any of them warmup:EPOCHS[,START]+ (default: const)",
+    )
+    group.add_argument("--schedule-by", choices=("epoch", "step"), default="epoch", help="its clock (default: epoch)")
+    group.add_argument("--weight-decay", type=not_negative, metavar="X", help="decoupled, of weights (default: 0)")
+    group.add_argument("--l2", type=not_negative, metavar="X", help="added to the gradient (default: 0)")
+    group.add_argument("--clip-norm", type=positive, metavar="X", help="largest gradient norm (default: no limit)")
+    group.add_argument("--beta", type=share, metavar="X", help="of momentum and rmsprop (default: 0.9)")
+    group.add_argument("--beta1", type=share, metavar="X", help="of adam (default: 0.9)")
+    group.add_argument("--beta2", type=share, metavar="X", help="of adam (default: 0.999)")
+    group.add_argument(
+        "--eps", type=positive, metavar="X", help="guard of the division (default: 1e-6 for rmsprop, 1e-8 for adam)"
+    )
+    group.add_argument(
+        "--eps-mode", choices=EPS_MODES, help="place of eps and root (default: inside for rmsprop, outside for adam)"
+    )
+    group.add_argument("--nesterov", action="store_true", default=None, help="momentum that looks ahead (default: off)")
+    group.add_argument(
+        "--bias-correction",
+        action=argparse.BooleanOptionalAction,
+        help="of the moving averages (default: on for rmsprop and adam, off for momentum)",
+    )
+
+
+def _add_evaluate(parser: Parser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="an .npz file written by train")
+    _add_data(parser)
+    parser.add_argument("--seed", type=seed, metavar="N", help="of drawings and dev split (default: the checkpoint's)")
+    _add_device(parser)
+
+
+def _add_predict(parser: Parser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="JPEG or PNG files of any size")
+    default = Path("work_dirs") / "model_latest.npz"
+    parser.add_argument("--checkpoint", default=default, metavar="FILE", help=f"written by train (default: {default})")
+    parser.add_argument(
+        "--img-shape", type=shape, metavar="WxH", help="pixels the network takes (default: from the checkpoint)"
+    )
+    _add_device(parser)
+
+
+def _add_compare(parser: Parser) -> None:
+    parser.add_argument("kind", choices=COMPARISONS, help="what differs between the runs")
+    _add_data(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--epochs", dest="total_epoch", type=count, default=100, metavar="N", help="of every run (default: 100)"
+    )
+    run.add_argument("--stochastic", action="store_true", help="batch-size: a batch of 1 too; says how long it takes")
+    run.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights and orders (default: 0)")
+    run.add_argument(
+        "--print-interval", type=count, default=10, metavar="N", help="epochs between evaluations (default: 10)"
+    )
+    run.add_argument(
+        "--save-dir",
+        type=Path,
+        default=Path("compare"),
+        metavar="DIR",
+        help="results; a run finished there is not made again (default: compare)",
+    )
+    _add_device(parser, trains=True)
+    _add_output(parser)
+
+
+def _add_info(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_plot(parser: Parser) -> None:
+    parser.add_argument(
+        "histories", nargs="+", type=Path, metavar="HISTORY.json", help="one to draw, several to compare"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=".png, .pdf or .svg (default: beside the one, or comparison.png)"
+    )
+    parser.add_argument("--mini-batch", action="store_true", help="of one history: the cost of every mini-batch")
+    parser.add_argument("--title", default="", help="of a comparison (default: none)")
+
+
+def _add_data(parser: Parser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data", metavar="PATH", help="folder of photographs, or .npz with X and Y (default: built-in drawings)"
+    )
+    group.add_argument("--img-shape", type=shape, metavar="WxH", help="pixels, e.g. 64x64 (default: 224x224)")
+    group.add_argument(
+        "--train-size", type=count, metavar="N", help="training samples per class (default: all; 1000 drawings)"
+    )
+    group.add_argument("--dev-size", type=whole, metavar="N", help="dev samples per class (default: all; 200 drawings)")
+    group.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise", help="at a broken photograph (default: raise)"
+    )
+
+
+def _add_device(parser: Parser, trains: bool = False) -> None:
+    group = parser.add_argument_group("device")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument(
+        "--strict-device", action="store_true", default=None, help="fail where a GPU asked for cannot be used"
+    )
+    if trains:
+        group.add_argument("--engine", choices=ENGINES, default="auto", help="how steps are made (default: auto)")
+
+
+def _add_output(parser: Parser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, help="a bar (default: when stderr is a terminal)"
+    )
+    group.add_argument("--quiet", action="store_true", help="print nothing but warnings and errors")
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def _number(text: str, kind: Callable[[str], Any], good: Callable[[Any], bool], wanted: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not good(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    return int(_number(text, int, lambda n: n >= 1, "a whole number of at least 1"))
+
+
+def whole(text: str) -> int:
+    """A whole number of at least 0."""
+    return int(_number(text, int, lambda n: n >= 0, "a whole number of at least 0"))
+
+
+seed = whole
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    return float(_number(text, float, lambda x: 0.0 < x < math.inf, "a number above 0"))
+
+
+def not_negative(text: str) -> float:
+    """A finite number of at least 0."""
+    return float(_number(text, float, lambda x: 0.0 <= x < math.inf, "a number of at least 0"))
+
+
+def share(text: str) -> float:
+    """A number of at least 0 and below 1."""
+    return float(_number(text, float, lambda x: 0.0 <= x < 1.0, "a number of at least 0 and below 1"))
+
+
+def batch_size(text: str) -> int | str:
+    """A whole number of at least 1, or "auto"."""
+    if text == "auto":
+        return text
+    return int(_number(text, int, lambda n: n >= 1, "a whole number of at least 1, or auto"))
+
+
+def file_name(text: str) -> str:
+    """A file name without a folder."""
+    if not text or Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a plain file name, without a folder")
+    return text
+
+
+def layers(text: str) -> tuple[int, ...]:
+    """Units of the hidden layers: "30,20,20"; "none" for none."""
+    if text == "none":
+        return ()
+    return tuple(count(part) for part in text.split(","))
+
+
+def shape(text: str) -> tuple[int, int]:
+    """Width and height in pixels: "224x224"."""
+    width, cross, height = text.partition("x")
+    if not cross:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 224x224")
+    return count(width), count(height)
+
+
+def schedule(text: str) -> Scheduler:
+    """A learning-rate schedule, as `schedules.parse` reads it."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

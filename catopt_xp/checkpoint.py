@@ -1,0 +1,189 @@
+"""State <-> `.npz`: flat keys, JSON beside them, no pickle; written whole or not at all.
+
+Floor F1. A checkpoint is an ordinary NumPy archive. Arrays stand under flat keys (`model/W0`, `optimizer/m/W0`), and
+everything else in one JSON text under `meta`. Reading never unpickles, so a file can be of any origin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = "catopt_xp checkpoint"
+VERSION = 1
+STALE_AFTER = 60.0  # seconds without a write after which the writer of a temporary file counts as killed
+
+# What reading a damaged or foreign archive may raise.
+DAMAGE = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+
+HostArrays = dict[str, np.ndarray[Any, Any]]
+
+
+class CheckpointError(ValueError):
+    """A file that is not a whole, matching checkpoint; the message names the file and what is wrong with it."""
+
+
+def npz_path(filename: str | os.PathLike[str]) -> Path:
+    """The file that `filename` means: with `.npz` appended when it has no such ending, as `numpy.savez` does.
+
+    >>> npz_path("work_dirs/model_latest").name
+    'model_latest.npz'
+    """
+    path = Path(filename)
+    return path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
+
+
+def write_whole(path: Path, write: Any) -> None:
+    """Calls `write(file)` on a temporary file beside `path`, flushes it to the disk, then renames it into place.
+
+    Whatever happens, `path` holds either what it held before or all of the new content; a link stays a link, and the
+    file that it names is replaced. Raises OSError naming `path`.
+    """
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with open(temporary, "xb") as file:  # opened, not made by tempfile: it gets the umask's permissions
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"could not write {path}: {reason}; free space or choose another folder") from error
+    _sync_folder(target.parent)
+
+
+def remove_stale(path: Path) -> None:
+    """Removes the temporary files that killed writers of `path` left beside it, those not written to for a minute.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     left = Path(folder, ".a.npz.x1.tmp")
+    ...     left.touch()
+    ...     os.utime(left, (0, 0))
+    ...     remove_stale(Path(folder, "a.npz"))
+    ...     left.exists()
+    False
+    """
+    target = path.resolve()
+    for left in target.parent.iterdir():
+        if left.name.startswith(f".{target.name}.") and left.suffix == ".tmp":
+            with suppress(OSError):  # another run may have removed it; one that cannot be removed does no harm
+                if time.time() - left.stat().st_mtime > STALE_AFTER:
+                    left.unlink()
+
+
+def write_checkpoint(filename: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Path:
+    """Writes host arrays and JSON-able `meta` as one file; returns its path.
+
+    Raises FloatingPointError naming the first array with a NaN or an infinity (nothing is written then), OSError when
+    the file cannot be written.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = write_checkpoint(Path(folder, "a"), {"model/W0": np.ones((1, 2))}, {"epoch": 3})
+    ...     arrays, meta = read_checkpoint(path)
+    >>> arrays["model/W0"], meta["epoch"]
+    (array([[1., 1.]]), 3)
+    """
+    path = npz_path(filename)
+    for key, array in arrays.items():
+        if not _is_finite(array):
+            raise FloatingPointError(f"{key} has values that are not finite; {path} was left as it is")
+    text = json.dumps({"format": FORMAT, "version": VERSION, **meta})
+    members = {**arrays, "meta": np.frombuffer(text.encode(), dtype=np.uint8)}
+    write_whole(path, lambda file: _write_archive(file, members))
+    return path
+
+
+def _is_finite(array: np.ndarray[Any, Any]) -> bool:
+    if array.dtype.kind != "f":
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A sum is finite only where every term is, and needs no array of booleans; one that overflows decides nothing.
+        return bool(np.isfinite(array.sum(dtype=np.float64)) or np.isfinite(array).all())
+
+
+def _write_archive(file: Any, members: Mapping[str, Any]) -> None:
+    # What numpy.savez writes, without its pickling and its timestamps: equal states give equal files.
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for key, array in members.items():
+            with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def read_checkpoint(filename: str | os.PathLike[str]) -> tuple[HostArrays, dict[str, Any]]:
+    """Arrays and meta of a checkpoint, every byte checked against the archive's checksums.
+
+    Raises FileNotFoundError, or CheckpointError for a truncated, foreign or pickled file, naming what is wrong.
+    """
+    path = Path(filename)
+    path = path if path.exists() else npz_path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    arrays: HostArrays = {}
+    part = "the archive"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for part in archive.namelist():
+                arrays[part.removesuffix(".npy")] = _read_member(archive, part)
+    except DAMAGE as error:
+        raise CheckpointError(f"{path}: {part} cannot be read ({error}); the file is damaged or foreign") from error
+    return arrays, _read_meta(path, arrays)
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray[Any, Any]:
+    with archive.open(name) as member:
+        array: np.ndarray[Any, Any] = np.lib.format.read_array(member, allow_pickle=False)
+        # Read to its end, for that is where the checksum is compared.
+        if member.read(1):
+            raise ValueError("it is longer than its header says")
+    return array
+
+
+def _read_meta(path: Path, arrays: HostArrays) -> dict[str, Any]:
+    if "meta" not in arrays:
+        raise CheckpointError(f"{path}: meta is missing; it is not a checkpoint of catopt_xp")
+    try:
+        meta = json.loads(arrays.pop("meta").tobytes().decode())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: meta is not JSON ({error}); the file is damaged or foreign") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: meta does not say {FORMAT!r}; the file is foreign")
+    if not isinstance(meta.get("version"), int) or meta["version"] > VERSION:
+        raise CheckpointError(f"{path}: written in format version {meta.get('version')}, this library reads {VERSION}")
+    return meta
+
+
+def group(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries under `prefix/`, without it.
+
+    >>> group({"model/W0": 1, "optimizer/m/W0": 2}, "optimizer")
+    {'m/W0': 2}
+    """
+    return {key[len(prefix) + 1 :]: x for key, x in arrays.items() if key.startswith(prefix + "/")}
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself durable, where the system lets a folder be opened."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

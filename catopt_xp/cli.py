@@ -1,0 +1,327 @@
+"""The command line: `catopt-xp`, also `python -m catopt_xp`. Floor F6.
+
+Each command is a function from parsed flags to an exit status. Errors are one line on stderr, and the status says whose
+they are: 2 the command's, 1 the data's, the files' or the run's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import numpy as np
+
+from catopt_xp.arguments import OPTIMIZER_OPTIONS, make_parser
+from catopt_xp.backend import Backend, device_report, get_backend
+from catopt_xp.data import decode_images, load_data
+from catopt_xp.data.resident import make_resident
+from catopt_xp.experiments import compare
+from catopt_xp.history import History
+from catopt_xp.network import DeepNetwork
+from catopt_xp.optim import make_optimizer
+from catopt_xp.plots import plot_comparison, plot_history, plot_mini_batch
+from catopt_xp.running import Interrupted
+from catopt_xp.saving import Checkpoint, load_model
+from catopt_xp.training import TrainResult, train
+
+DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+NAME = "catopt-xp"
+
+
+class UsageError(Exception):
+    """Flags that cannot be meant; the message is one line."""
+
+
+def main(argv: Sequence[str] | None = None, prog: str = NAME) -> int:
+    """Runs one command and returns its exit status: 0 done, 1 failed, 2 bad usage, 130 interrupted.
+
+    `argv`: the words after the program's name; None takes those of this process. `prog`: what the user typed before
+    them, as printed in the command that resumes. A bad flag, `--help` and `--version` end by SystemExit.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = make_parser(prog).parse_args(words)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            _COMMANDS[args.command](args)
+            sys.stdout.flush()  # a closed pipe is noticed here, not at exit
+        except BrokenPipeError:
+            return _leave_pipe()
+        except KeyboardInterrupt as interruption:
+            _report_interruption(interruption, prog, words, args.command)
+            return INTERRUPTED
+        except Exception as error:
+            if args.debug:
+                raise
+            print(f"{NAME}: error: {_one_line(error)}", file=sys.stderr)
+            return BAD_USAGE if isinstance(error, UsageError) else FAILED
+    return DONE
+
+
+def entry() -> NoReturn:
+    """What the installed `catopt-xp` calls."""
+    sys.exit(main())
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Trains into a run folder: checkpoint, history and, with matplotlib, its figure."""
+    options = {option: getattr(args, flag) for flag, option in OPTIMIZER_OPTIONS.items()}
+    options = {option: value for option, value in options.items() if value is not None}
+    if args.recover_from is None or args.optimizer is not None:
+        with _usage():  # refused before the data are loaded
+            weights = {"W0": np.zeros((1, 1), dtype=args.dtype)}
+            make_optimizer(args.optimizer or "adam", weights, args.learning_rate, **options)
+    result = train(
+        optimizer=args.optimizer,
+        learning_rate=args.learning_rate,
+        lr_scheduler=args.lr_scheduler,
+        schedule_by=args.schedule_by,
+        optimizer_options=options,
+        hidden=args.hidden,
+        activation=args.activation,
+        dropout=args.dropout,
+        dtype=args.dtype,
+        batch_size=args.batch_size,
+        accumulate=args.accumulate,
+        shuffle=args.shuffle,
+        drop_last=args.drop_last,
+        early_stopping=args.early_stopping,
+        model_name=args.model_name,
+        recover_from=args.recover_from,
+        checkpoint_every=args.checkpoint_every,
+        checkpoint_every_steps=args.checkpoint_every_steps,
+        plot_mini_batch=args.plot_mini_batch,
+        **_shared(args),
+    )
+    _write_results(result, args.save_dir / f"{args.model_name}_history.json", args.quiet)
+
+
+def _write_results(result: TrainResult, file: Path, quiet: bool) -> None:
+    """History and figure beside the checkpoint, and lines that say where they are."""
+    result.history.to_json(file)
+    lines = [f"checkpoint: {result.checkpoint}", f"history: {file}"]
+    if result.history.epoch:
+        figure = file.with_suffix(".png")
+        try:
+            result.history.plot(figure)
+            lines.append(f"figure: {figure}")
+        except ImportError as error:
+            warnings.warn(f"no figure was drawn: {error}", stacklevel=2)
+    if not quiet:
+        print("\n".join(lines))
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    """Runs one of the chapter's comparisons, or what is left of it."""
+    if args.stochastic and args.kind != "batch-size":
+        raise UsageError("--stochastic goes with batch-size alone")
+    compare(args.kind, stochastic=args.stochastic, **_shared(args))
+
+
+def _shared(args: argparse.Namespace) -> dict[str, Any]:
+    """What `train` and `compare` take alike."""
+    return {
+        "total_epoch": args.total_epoch,
+        "save_dir": args.save_dir,
+        "print_interval": args.print_interval,
+        "seed": args.seed,
+        "data": args.data,
+        "img_shape": args.img_shape,
+        "train_size": args.train_size,
+        "dev_size": args.dev_size,
+        "on_error": args.on_error,
+        "device": _backend(args),
+        "strict_device": args.strict_device,
+        "engine": args.engine,
+        "progress": args.progress,
+        "verbose": not args.quiet,
+    }
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """Prints accuracy and cost over the training and the dev set, one line each."""
+    backend = _backend(args)
+    model, trained = load_model(args.checkpoint), _trained_on(args.checkpoint)
+    img_shape = args.img_shape or trained["img_shape"]
+    seed = trained["seed"] if args.seed is None else args.seed
+    data = load_data(args.data, img_shape, args.train_size, args.dev_size, seed=seed, on_error=args.on_error)
+    for notice in data.notices:
+        print(f"note: {notice}")
+    if data.classes and trained["classes"] and list(data.classes) != list(trained["classes"]):
+        known, given = ", ".join(trained["classes"]), ", ".join(data.classes)
+        raise ValueError(f"{args.checkpoint} was trained on the classes {known}; {data.name} has {given}")
+    model = model.to(backend)
+    print(f"{args.checkpoint} on {backend.device} ({backend.reason})")
+    n_x, units, output = model.neuron_cnt[0], model.neuron_cnt[-1], model.activation_func[-1]
+    for title, name, X, Y in (
+        ("training set", "X", data.train_X, data.train_Y),
+        ("dev set", "dev_X", data.dev_X, data.dev_Y),
+    ):
+        if X is not None:
+            resident = make_resident(X, Y, backend, n_x=n_x, output=output, units=units, dtype=model.dtype, name=name)
+            accuracy, cost = model.evaluate_rows(resident.samples, resident.targets)
+            print(f"{title} ({X.shape[1]} samples): accuracy {accuracy:.2%}, cost {cost:.4f}")
+
+
+def run_predict(args: argparse.Namespace) -> None:
+    """Prints a line for each image: file, class, probability, separated by tabs."""
+    model, trained = load_model(args.checkpoint), _trained_on(args.checkpoint)
+    img_shape = args.img_shape or trained["img_shape"]
+    if img_shape is None:
+        raise ValueError(f"{args.checkpoint} does not say how large its images are; give --img-shape WxH")
+    n_x = 3 * img_shape[0] * img_shape[1]
+    if n_x != model.neuron_cnt[0]:
+        raise ValueError(
+            f"{args.checkpoint} takes {model.neuron_cnt[0]} numbers a sample, an image of"
+            f" {img_shape[0]}x{img_shape[1]} has {n_x}; give another --img-shape"
+        )
+    pixels = decode_images(args.images, img_shape)  # (m, n_x) uint8
+    probabilities = model.to(_backend(args)).forward(pixels.T, train_mode=False)  # (n_out, m)
+    for image, (number, probability) in zip(args.images, _answers(model, probabilities), strict=True):
+        label = trained["classes"][number] if trained["classes"] else f"class {number}"
+        print(f"{image}\t{label}\t{probability:.4f}")
+
+
+def _answers(model: DeepNetwork, probabilities: Any) -> list[tuple[int, float]]:
+    """Class number and its probability for each column of (n_out, m) probabilities."""
+    if model.activation_func[-1] == "sigmoid":
+        if model.neuron_cnt[-1] > 1:
+            raise ValueError(
+                "the checkpoint's network gives several labels to an image; predict takes one of one label"
+            )
+        probabilities = np.concatenate([1.0 - probabilities, probabilities])
+    numbers = probabilities.argmax(axis=0)
+    return [(int(k), float(p)) for k, p in zip(numbers, probabilities.max(axis=0), strict=True)]
+
+
+def _trained_on(filename: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """What a checkpoint says of its data: "classes" (by label, may be empty), "img_shape" (or None), "seed"."""
+    run = Checkpoint.read(filename).run_state().history.get("run", {})
+    img_shape = tuple(run["img_shape"]) if run.get("img_shape") else None
+    return {"classes": run.get("classes") or [], "img_shape": img_shape, "seed": run.get("seed", 0)}
+
+
+def run_info(args: argparse.Namespace) -> None:
+    """Prints the device report."""
+    report = device_report()
+    print(json.dumps(report.to_dict(), indent=1) if args.json else report)
+
+
+def run_plot(args: argparse.Namespace) -> None:
+    """Draws one history, or compares several."""
+    files: list[Path] = args.histories
+    if args.mini_batch and len(files) > 1:
+        raise UsageError(f"--mini-batch draws one history, {len(files)} are given")
+    runs = {str(file): dataclasses.asdict(History.from_json(file)) for file in files}
+    if len(files) == 1:
+        out = args.out or files[0].with_suffix(".png")
+        draw = plot_mini_batch if args.mini_batch else plot_history
+        draw(runs[str(files[0])], out)
+    else:
+        out = args.out or Path("comparison.png")
+        plot_comparison({_legend(file, files): runs[str(file)] for file in files}, out, args.title)
+    print(f"figure: {out}")
+
+
+def _legend(file: Path, files: Sequence[Path]) -> str:
+    """A run's name: that of its file, without what the command line adds; the whole path where two have one name."""
+    unique = sum(other.name == file.name for other in files) == 1
+    return file.stem.removesuffix("_history") if unique else str(file)
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "predict": run_predict,
+    "compare": run_compare,
+    "info": run_info,
+    "plot": run_plot,
+}
+
+
+# --- how a command ends -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """What is wrong in here is wrong with the flags."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _backend(args: argparse.Namespace) -> Backend:
+    with _usage():
+        return get_backend(args.device, args.strict_device)
+
+
+def _report_interruption(interruption: KeyboardInterrupt, prog: str, words: list[str], command: str) -> None:
+    """Says what was saved, and the exact command that goes on from there."""
+    saved = interruption.checkpoint if isinstance(interruption, Interrupted) else None
+    where = f" in epoch {interruption.epoch}; saved {saved}" if isinstance(interruption, Interrupted) and saved else ""
+    print(f"{NAME}: interrupted{where}", file=sys.stderr)
+    if command == "train" and saved is not None:
+        words = [*_without(words, "--recover-from"), "--recover-from", str(saved)]
+    elif command != "compare":  # a comparison finds by itself what its folder holds
+        return
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    print(f"to resume: {prog} {join(words)}", file=sys.stderr)
+
+
+def _without(words: Sequence[str], flag: str) -> list[str]:
+    """The words without a flag and its value, however they are written.
+
+    >>> _without(["train", "--recover-from", "a", "--seed", "1", "--recover-from=b"], "--recover-from")
+    ['train', '--seed', '1']
+    """
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == flag:
+            next(rest, None)
+        elif not word.startswith(f"{flag}="):
+            kept.append(word)
+    return kept
+
+
+def _one_line(error: Exception) -> str:
+    """An error as one line; the kind of error too, where its text was not written for the user."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error)
+    ours = isinstance(error, UsageError | ValueError | OSError | RuntimeError | ImportError | FloatingPointError)
+    return " ".join((text if ours and text else f"{type(error).__name__}: {text} (--debug shows where)").split())
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"{NAME}: warning: {' '.join(str(message).split())}", file=file or sys.stderr)
+
+
+def _leave_pipe() -> int:
+    """The reader has gone: nothing is left to say, and Python's own flush at exit must not say that either."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return FAILED

@@ -1,0 +1,112 @@
+"""The plain engine: the formulas, batch by batch. It is the definition that any other engine is held to.
+
+Floor F3. One step is `forward, backward, zero_grad, add_grad, step`, on whatever device the set lies. Nothing in an
+epoch waits for the device: losses stay there and are fetched once, when the epoch has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from catopt_xp.backend import Array, Backend
+from catopt_xp.data.order import batches
+from catopt_xp.network import BaseRegressionModel, DeepNetwork
+from catopt_xp.optim import BaseOptimizer
+
+WIDE = 128  # units on either side of a weight matrix from which several threads pay
+
+
+@dataclass
+class Settings:
+    """What shapes an epoch: batches, their order in accumulation, and whether the schedule moves by step."""
+
+    batch_size: int
+    drop_last: bool = False
+    accumulate: int = 1
+    schedule_by_step: bool = False
+
+
+class PlainEngine:
+    """Runs mini-batch steps of `model` and `optimizer` over a resident set.
+
+    `samples`: (m, n_x) on `backend`, uint8 or float; `targets`: (·, m) on `backend`. The last batch of an epoch may be
+    short: its loss and gradient are means over its own samples.
+    """
+
+    name = "plain"
+
+    def __init__(
+        self,
+        model: BaseRegressionModel,
+        optimizer: BaseOptimizer,
+        samples: Array,
+        targets: Array,
+        backend: Backend,
+        settings: Settings,
+    ) -> None:
+        self.model, self.optimizer, self.backend, self.settings = model, optimizer, backend, settings
+        self.samples, self.targets = samples, targets
+        self.slices = batches(samples.shape[0], settings.batch_size, settings.drop_last)
+        self.lengths = [part.stop - part.start for part in self.slices]
+        # The mini-batch losses of this epoch; they stay on the device until `fetch_losses`.
+        self.loss_dtype = getattr(model, "dtype", "float32")
+        self.losses = backend.zeros((len(self.lengths),), self.loss_dtype)
+        kind = type(optimizer)
+        self._direct = kind.step is BaseOptimizer.step and kind.add_grad is BaseOptimizer.add_grad
+
+    @property
+    def batches(self) -> int:
+        """Mini-batches in an epoch."""
+        return len(self.lengths)
+
+    def steps(self, epoch: int, order: np.ndarray[tuple[int], np.dtype[np.int64]], first: int = 0) -> Iterator[int]:
+        """Makes the updates of an epoch, from batch `first` on; after each yields how many batches are done.
+
+        `order`: (m,) row numbers, on the host.
+        """
+        rows = self.backend.asarray(order)
+        for start in range(first, self.batches, self.settings.accumulate):
+            group = range(start, min(self.batches, start + self.settings.accumulate))
+            if self.settings.schedule_by_step:
+                self.optimizer.epoch = epoch + start / self.batches
+            with self._threads():
+                self._update(epoch, [(k, rows[self.slices[k]]) for k in group])
+            yield group.stop
+
+    def _threads(self) -> AbstractContextManager[Any]:
+        """One thread for the products of the layers after the first, unless they are large enough to gain by more."""
+        wide = [min(p.shape) > WIDE for name, p in self.model.save().items() if name.startswith("W") and name != "W0"]
+        return nullcontext() if any(wide) else self.backend.single_threaded()
+
+    def _update(self, epoch: int, group: list[tuple[int, Array]]) -> None:
+        """One update from one batch, or from several whose gradients are averaged over all their samples."""
+        optimizer, samples_in_group = self.optimizer, sum(self.lengths[k] for k, _ in group)
+        if len(group) > 1 or not self._direct:
+            optimizer.zero_grad()
+        for k, rows in group:
+            self._gradient(epoch, k, rows)
+            if len(group) > 1:
+                optimizer.add_grad(self.model.get_grad_dict(), weight=self.lengths[k] / samples_in_group)
+            elif not self._direct:
+                optimizer.add_grad(self.model.get_grad_dict())
+        if len(group) == 1 and self._direct:
+            optimizer.update(self.model.get_grad_dict())
+        else:
+            optimizer.step()
+
+    def _gradient(self, epoch: int, k: int, rows: Array) -> None:
+        if isinstance(self.model, DeepNetwork):
+            self.model.position = (epoch, k)
+        labels = self.backend.xp.take(self.targets, rows, axis=1)
+        probabilities = self.model.forward_rows(self.samples, rows)
+        loss = self.model.backward(labels)
+        self.losses[k] = self.model.loss(labels, probabilities) if loss is None else loss
+
+    def fetch_losses(self) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        """The losses of this epoch's batches, (batches,): the one transfer of an epoch."""
+        return self.backend.to_host(self.losses).copy()  # sync

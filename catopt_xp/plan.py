@@ -1,0 +1,341 @@
+"""From the arguments of `train` to a model, an optimizer and a set that lie on one device, checked. Floor F4."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from catopt_xp.backend import (
+    Backend,
+    DeviceError,
+    DeviceFallbackWarning,
+    asnumpy,
+    backend_of,
+    caller_stacklevel,
+    get_backend,
+    is_strict_device,
+)
+from catopt_xp.batch_size import rule_of_thumb
+from catopt_xp.callbacks import Callback
+from catopt_xp.checkpoint import remove_stale
+from catopt_xp.data import DataSet, load_data
+from catopt_xp.data.order import SHUFFLES
+from catopt_xp.data.resident import ResidentSet, make_resident
+from catopt_xp.engines import check_engine
+from catopt_xp.network import BaseRegressionModel, DeepNetwork
+from catopt_xp.optim import BaseOptimizer, make_optimizer
+from catopt_xp.saving import Checkpoint
+from catopt_xp.schedules import Scheduler, const_lr
+
+# Of the arguments of `train` that have no effect beside some others: what they are when nobody gave them.
+DEFAULTS: Mapping[str, Any] = {
+    "hidden": (30, 20, 20),
+    "activation": "relu",
+    "dropout": 0.0,
+    "dtype": "float32",
+    "lr_scheduler": const_lr,
+}
+
+
+@dataclass
+class Plan:
+    """The arguments of `train`, checked one by one. Raises ValueError naming the argument and what it takes."""
+
+    model: BaseRegressionModel | None
+    optimizer: BaseOptimizer | str | None
+    X: Any
+    Y: Any
+    total_epoch: int
+    batch_size: int | str
+    model_name: str
+    save_dir: str | os.PathLike[str] | None
+    recover_from: str | os.PathLike[str] | None
+    print_interval: int
+    dev_X: Any
+    dev_Y: Any
+    plot_mini_batch: bool
+    data: Any
+    img_shape: tuple[int, int] | None
+    train_size: int | None
+    dev_size: int | None
+    on_error: str
+    device: str | Backend
+    strict_device: bool | None
+    engine: str
+    seed: int
+    shuffle: str
+    drop_last: bool
+    accumulate: int
+    hidden: Sequence[int]
+    activation: str
+    dropout: float
+    dtype: str
+    learning_rate: float | None
+    lr_scheduler: Scheduler
+    schedule_by: str
+    optimizer_options: Mapping[str, Any] | None
+    early_stopping: int | None
+    callbacks: Sequence[Callback]
+    checkpoint_every: int | None
+    checkpoint_every_steps: int | None
+    progress: bool | None
+    verbose: bool
+
+    def __post_init__(self) -> None:
+        _whole("total_epoch", self.total_epoch, 0)
+        _whole("print_interval", self.print_interval, 1)
+        _whole("accumulate", self.accumulate, 1)
+        _whole("seed", self.seed, 0)
+        for name in ("checkpoint_every", "checkpoint_every_steps", "early_stopping"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 1)
+        if self.batch_size != "auto":
+            _whole("batch_size", self.batch_size, 1, ' or "auto"')
+        _one_of("shuffle", self.shuffle, SHUFFLES)
+        _one_of("schedule_by", self.schedule_by, ("epoch", "step"))
+        self.engine = check_engine(self.engine)
+        named = isinstance(self.model_name, str) and self.model_name
+        if not named or Path(self.model_name).name != self.model_name:
+            raise ValueError(f"model_name is {self.model_name!r}; give a plain file name, without a folder")
+        if self.X is not None and self.data is not None:
+            raise ValueError("X and data are both given; pass one of them")
+        if self.X is None and any(x is not None for x in (self.Y, self.dev_X, self.dev_Y)):
+            raise ValueError("Y or dev_X is given without X; pass X too")
+        if self.X is not None and self.dev_X is None and self.dev_Y is not None:
+            raise ValueError("dev_Y is given without dev_X; pass both")
+        if isinstance(self.data, DataSet):
+            self._refuse(("img_shape", "train_size", "dev_size"), "a source to load; the DataSet you pass is loaded")
+        self._check_objects()
+        if self.plot_mini_batch and importlib.util.find_spec("matplotlib") is None:
+            raise ValueError('plot_mini_batch needs matplotlib: pip install "catopt-xp[plot]"')
+
+    def _check_objects(self) -> None:
+        if self.model is not None:
+            if not isinstance(self.model, BaseRegressionModel):
+                raise TypeError(f"model is a {type(self.model).__name__}; give a BaseRegressionModel, or None")
+            self._refuse(("hidden", "activation", "dropout", "dtype"), "the network that train builds; set it on yours")
+        if isinstance(self.optimizer, BaseOptimizer):
+            options = ("learning_rate", "lr_scheduler", "optimizer_options")
+            self._refuse(options, "an optimizer's name; set it on the optimizer you pass instead")
+        elif self.optimizer is not None and not isinstance(self.optimizer, str):
+            kind = type(self.optimizer).__name__
+            raise TypeError(f"optimizer is a {kind}; give its name, or a BaseOptimizer made of model.save()")
+        if not callable(self.lr_scheduler):
+            raise TypeError(f"lr_scheduler is {self.lr_scheduler!r}; give a function (learning_rate, epoch) -> rate")
+        for callback in self.callbacks:
+            if not callable(getattr(callback, "on_epoch", None)):
+                raise TypeError(f"callbacks holds {callback!r}; each must have a method on_epoch(state)")
+
+    def _refuse(self, names: Sequence[str], goes_with: str) -> None:
+        """Raises ValueError for the first argument of `names` that was given but would have no effect."""
+        for name in names:
+            value = getattr(self, name)
+            value = tuple(value) if isinstance(value, list) else value
+            if value is not None and value != DEFAULTS.get(name):
+                raise ValueError(f"{name} goes with {goes_with}")
+
+    @property
+    def checkpoint_path(self) -> Path | None:
+        """Where the latest checkpoint goes, or None when nothing is saved."""
+        return None if self.save_dir is None else Path(self.save_dir) / f"{self.model_name}_latest.npz"
+
+
+@dataclass
+class Job:
+    """Everything a run needs. `model`, `optimizer`: the caller's. `device_model`, `device_optimizer`: those that train;
+    the same objects, or copies on the GPU. `train_set`, `dev_set`: on the device."""
+
+    plan: Plan
+    backend: Backend
+    model: BaseRegressionModel
+    optimizer: BaseOptimizer
+    device_model: BaseRegressionModel
+    device_optimizer: BaseOptimizer
+    train_set: ResidentSet
+    dev_set: ResidentSet | None
+    batch_size: int
+    checkpoint: Checkpoint | None
+    dataset: DataSet
+    timings: dict[str, float]
+    notices: list[str]
+
+
+def prepare(plan: Plan) -> Job:
+    """Loads and checks everything before the first epoch: files that cannot be written, data that cannot be used."""
+    if plan.checkpoint_path is not None:
+        _try_folder(plan.checkpoint_path.parent)
+        remove_stale(plan.checkpoint_path)
+    checkpoint = None if plan.recover_from is None else Checkpoint.read(plan.recover_from)
+    backend = get_backend(plan.device, plan.strict_device)
+    dataset = _dataset(plan)
+    notices = list(dataset.notices)
+    model = _model(plan, dataset, checkpoint)
+    optimizer = _optimizer(plan, model, checkpoint)
+    backend = _backend_for(plan, backend, model, dataset)
+    start = time.perf_counter()
+    train_set = _resident(dataset.train_X, dataset.train_Y, model, backend, "X")
+    dev_set = None if dataset.dev_X is None else _resident(dataset.dev_X, dataset.dev_Y, model, backend, "dev_X")
+    device_model, device_optimizer = _on_device(model, optimizer, backend)
+    backend.synchronize()  # sync
+    timings = {"read": 0.0, "decode": 0.0, **dataset.timings, "move": time.perf_counter() - start}
+    notices += train_set.notices + ([] if dev_set is None else dev_set.notices)
+    batch_size, notice = _batch_size(plan, train_set.samples.shape[0])
+    return Job(
+        plan,
+        backend,
+        model,
+        optimizer,
+        device_model,
+        device_optimizer,
+        train_set,
+        dev_set,
+        batch_size,
+        checkpoint,
+        dataset,
+        timings,
+        notices + notice,
+    )
+
+
+def _dataset(plan: Plan) -> DataSet:
+    if isinstance(plan.data, DataSet):
+        return plan.data
+    source = plan.data if plan.X is None else (plan.X, plan.Y, plan.dev_X, plan.dev_Y)
+    sizes = {"train_size": plan.train_size, "dev_size": plan.dev_size}
+    return load_data(source, plan.img_shape, seed=plan.seed, on_error=plan.on_error, **sizes)
+
+
+def _model(plan: Plan, dataset: DataSet, checkpoint: Checkpoint | None) -> BaseRegressionModel:
+    if plan.model is not None:
+        return plan.model
+    if checkpoint is not None:
+        return checkpoint.build_model()
+    output, units = _output_layer(dataset)
+    return DeepNetwork(
+        [dataset.train_X.shape[0], *plan.hidden, units],
+        [*[plan.activation] * len(plan.hidden), output],
+        seed=plan.seed,
+        dtype=plan.dtype,
+        dropout=plan.dropout,
+    )
+
+
+def _output_layer(dataset: DataSet) -> tuple[str, int]:
+    """A softmax over the classes when there are more than two, else one sigmoid.
+
+    Classes without names are counted in the labels, which must use every number from 0 on: labels of 0 and 255, say,
+    are a mistake, which `check_labels` names.
+    """
+    classes, labels = len(dataset.classes), asnumpy(dataset.train_Y)
+    if not classes and labels.dtype.kind in "buif":
+        found = np.unique(labels)
+        classes = len(found) if np.array_equal(found, np.arange(len(found))) else 0
+    return ("softmax", classes) if classes > 2 else ("sigmoid", 1)
+
+
+def _optimizer(plan: Plan, model: BaseRegressionModel, checkpoint: Checkpoint | None) -> BaseOptimizer:
+    parameters = model.save()
+    if isinstance(plan.optimizer, BaseOptimizer):
+        _check_joined(plan.optimizer, parameters)
+        return plan.optimizer
+    name, learning_rate = plan.optimizer or "adam", plan.learning_rate
+    options = dict(plan.optimizer_options or {})
+    if plan.optimizer is None and checkpoint is not None:
+        saved = dict(checkpoint.meta["optimizer"])
+        name = saved["name"]
+        kept = {k: v for k, v in saved.get("options", {}).items() if k != "lr_scheduler"}
+        learning_rate = kept.pop("learning_rate", None) if learning_rate is None else learning_rate
+        kept.pop("learning_rate", None)
+        options = kept | options
+    return make_optimizer(name, parameters, learning_rate, lr_scheduler=plan.lr_scheduler, **options)
+
+
+def _check_joined(optimizer: BaseOptimizer, parameters: Mapping[str, Any]) -> None:
+    """An optimizer of other arrays would train something that nobody looks at."""
+    own = optimizer.param_dict
+    joined = own is parameters or (
+        set(own) == set(parameters)
+        and all(own[k] is x or np.shares_memory(asnumpy(own[k]), asnumpy(x)) for k, x in parameters.items())
+    )
+    if not joined:
+        raise ValueError("the optimizer updates other arrays than the model's; make it with model.save()")
+
+
+def _backend_for(plan: Plan, backend: Backend, model: BaseRegressionModel, dataset: DataSet) -> Backend:
+    """The CPU instead of a GPU that the set does not fit, or that a model of another kind does not lie on: said."""
+    if backend.name == "numpy":
+        return backend
+    weights = sum(x.size * x.dtype.itemsize for x in model.save().values())
+    sets = [x for x in (dataset.train_X, dataset.dev_X) if x is not None]
+    needed = sum(x.size * x.dtype.itemsize for x in sets) + 5 * weights
+    cause = None
+    if not isinstance(model, DeepNetwork) and backend_of(*model.save().values()).device != backend.device:
+        cause = f"a {type(model).__name__} trains where its arrays lie; make them on {backend.device}"
+    elif needed > backend.free_memory():
+        cause = f"out of memory: the run needs {needed / 1e9:.2f} GB, {backend.free_memory() / 1e9:.2f} GB are free"
+    if cause is None:
+        return backend
+    if is_strict_device(plan.strict_device):
+        raise DeviceError(f"{backend.device} cannot be used: {cause}")
+    if plan.device != "auto":
+        told = f"{backend.device} cannot be used: {cause}; training on the CPU"
+        warnings.warn(told, DeviceFallbackWarning, stacklevel=caller_stacklevel())
+    return get_backend("cpu")
+
+
+def _resident(X: Any, Y: Any, model: BaseRegressionModel, backend: Backend, name: str) -> ResidentSet:
+    if isinstance(model, DeepNetwork):
+        output, units = model.activation_func[-1], model.neuron_cnt[-1]
+        return make_resident(
+            X, Y, backend, n_x=model.neuron_cnt[0], output=output, units=units, dtype=model.dtype, name=name
+        )
+    return make_resident(X, Y, backend, n_x=None, output="sigmoid", units=1, dtype="float32", name=name)
+
+
+def _on_device(
+    model: BaseRegressionModel, optimizer: BaseOptimizer, backend: Backend
+) -> tuple[BaseRegressionModel, BaseOptimizer]:
+    if not isinstance(model, DeepNetwork) or model.backend.device == backend.device:
+        return model, optimizer
+    twin = model.to(backend)
+    return twin, optimizer.on(twin.save())
+
+
+def _batch_size(plan: Plan, m: int) -> tuple[int, list[str]]:
+    if plan.batch_size == "auto":
+        chosen, why = rule_of_thumb(m)
+        return chosen, [f"batch size {chosen}: {why}"]
+    wanted = int(plan.batch_size)
+    if wanted > m:
+        return m, [f"batch size {wanted} is more than the {m} samples there are: {m} is used"]
+    return wanted, []
+
+
+def _try_folder(folder: Path) -> None:
+    """Creates the folder and writes to it once, before any time is spent. Raises OSError naming it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"save_dir {folder} cannot be written ({reason}); choose another folder") from error
+
+
+def _whole(name: str, value: Any, least: int, besides: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}{besides}")
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}; choose {', '.join(choices)}")

@@ -1,0 +1,343 @@
+"""The training loop: epochs, evaluation, checkpoints, interruption, resumption. Floor F4."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from catopt_xp.callbacks import Callback, EarlyStopping, TrainState
+from catopt_xp.checkpoint import CheckpointError
+from catopt_xp.data.order import epoch_order
+from catopt_xp.engines import PlainEngine
+from catopt_xp.engines.plain import Settings
+from catopt_xp.history import History
+from catopt_xp.network import DeepNetwork
+from catopt_xp.plan import Job
+from catopt_xp.plots import plot_mini_batch
+from catopt_xp.saving import RunState, environment, save_run
+from catopt_xp.version import __version__
+
+
+class TrainingDiverged(FloatingPointError):
+    """A mini-batch loss is NaN or infinite; the message names epoch, step, learning rate and the last checkpoint."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM: the step was finished and the run saved. `checkpoint`: the file, or None; `epoch`: where."""
+
+    def __init__(self, message: str, checkpoint: Path | None, epoch: int) -> None:
+        super().__init__(message)
+        self.checkpoint, self.epoch = checkpoint, epoch
+
+
+class Run:
+    """One run of training, from the job's checkpoint or from the start, to `total_epoch`."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.plan = job, job.plan
+        self.history = History()
+        self.checkpoint: Path | None = None
+        settings = Settings(job.batch_size, self.plan.drop_last, self.plan.accumulate, self.plan.schedule_by == "step")
+        samples, targets = job.train_set.samples, job.train_set.targets
+        self.engine = PlainEngine(job.device_model, job.device_optimizer, samples, targets, job.backend, settings)
+        self.early_stopping = None if self.plan.early_stopping is None else EarlyStopping(self.plan.early_stopping)
+        own: list[Callback] = [] if self.early_stopping is None else [self.early_stopping]
+        self.callbacks: list[Callback] = [*own, *self.plan.callbacks]
+        self.position = RunState()
+        self.environment = environment(job.backend.device, self.engine.name)
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    def train(self) -> Run:
+        """Trains to the end; the caller's model and optimizer carry the values however it ends."""
+        self._announce()
+        try:
+            if self.job.checkpoint is not None:
+                self._resume()
+            self.history.run = self._describe()
+            for stage, seconds in self.job.timings.items():
+                self.history.timings[stage] += seconds
+            with _Signals() as signals:
+                self._epochs(signals)
+            if self.early_stopping is not None and self.early_stopping.best is not None:
+                self.job.device_model.load(self.early_stopping.best)
+                self._say(f"the weights of epoch {self.early_stopping.best_epoch} were put back (early stopping)")
+        finally:
+            self._copy_back()
+        if self.plan.plot_mini_batch and self.plan.checkpoint_path is not None:
+            picture = self.plan.checkpoint_path.with_name(f"{self.plan.model_name}_mini_batch.png")
+            plot_mini_batch(dataclasses.asdict(self.history), picture)
+        self._say(self.history.time_table())
+        return self
+
+    def _epochs(self, signals: _Signals) -> None:
+        start, end = self.position.epoch, self.plan.total_epoch
+        if start >= end:
+            self._notice(f"epoch {start} of {end} is reached already: nothing is left to train")
+        elif self.early_stopping is not None and self.early_stopping.exhausted:
+            self._notice(f"early stopping ended this run after epoch {start - 1}: nothing is left to train")
+            return
+        shown = sys.stderr.isatty() if self.plan.progress is None else self.plan.progress
+        with tqdm(total=end, initial=min(start, end), unit="epoch", disable=not shown, leave=False) as bar:
+            for epoch in range(start, end):
+                self._epoch(epoch, signals)
+                last = epoch == end - 1
+                evaluated = epoch % self.plan.print_interval == 0 or last
+                if evaluated:
+                    self._evaluate(epoch)
+                state = TrainState(epoch, self.job.device_model, self.job.device_optimizer, self.history, evaluated)
+                for callback in self.callbacks:
+                    callback.on_epoch(state)
+                every = self.plan.checkpoint_every
+                due = evaluated if every is None else (epoch + 1) % every == 0
+                if last or state.stop or due or self._is_due(epoch, self.engine.batches):
+                    self._save()
+                bar.update()
+                if state.stop:
+                    self._say(f"stopped after epoch {epoch}, as a callback asked")
+                    break
+                if signals.received and not last:
+                    self._save()
+                    self._interrupt()
+
+    def _epoch(self, epoch: int, signals: _Signals) -> None:
+        """One pass over the set, from wherever a checkpoint left it."""
+        engine, optimizer, place = self.engine, self.job.device_optimizer, self.position
+        order = epoch_order(engine.samples.shape[0], epoch, self.plan.seed, self.plan.shuffle)
+        optimizer.epoch = epoch
+        learning_rate = optimizer.learning_rate
+        started = time.perf_counter() - place.seconds
+        for done in engine.steps(epoch, order, place.batches):
+            if (signals.received or self._is_due(epoch, done)) and done < engine.batches:
+                losses, before = self._losses(place)[:done], time.perf_counter()
+                self._check_losses(epoch, learning_rate, losses)
+                self.position = RunState(epoch=epoch, batches=done, seconds=before - started, losses=losses)
+                self._save()
+                started += time.perf_counter() - before  # saving is no training
+                if signals.received:
+                    self._interrupt()
+        losses = self._losses(place)
+        self._check_losses(epoch, learning_rate, losses)
+        optimizer.increase_epoch()
+        seconds = time.perf_counter() - started
+        self.position = RunState(epoch=epoch + 1)
+        self._record(epoch, learning_rate, losses, seconds)
+
+    def _is_due(self, epoch: int, done: int) -> bool:
+        """Whether `checkpoint_every_steps` falls on the update that ended with batch `done` of this epoch."""
+        every, together = self.plan.checkpoint_every_steps, self.plan.accumulate
+        if every is None:
+            return False
+        updates = epoch * -(-self.engine.batches // together) + -(-done // together)
+        return updates % every == 0
+
+    def _losses(self, place: RunState) -> np.ndarray[Any, Any]:
+        """This epoch's losses, those from before a resumption included."""
+        losses = self.engine.fetch_losses()
+        losses[: place.batches] = place.losses if place.batches else 0
+        return losses
+
+    def _record(self, epoch: int, learning_rate: float, losses: np.ndarray[Any, Any], seconds: float) -> None:
+        history = self.history
+        history.epoch.append(epoch)
+        history.learning_rate.append(learning_rate)
+        history.seconds.append(seconds)
+        history.train_loss.append(float(np.average(losses.astype(np.float64), weights=self.engine.lengths)))
+        history.mini_batch_loss.extend(losses.tolist())
+        history.timings["train"] += seconds
+
+    def _check_losses(self, epoch: int, learning_rate: float, losses: np.ndarray[Any, Any]) -> None:
+        if np.isfinite(losses).all():
+            return
+        step = int(np.argmin(np.isfinite(losses)))
+        raise self._diverged(f"the loss is {losses[step]} at epoch {epoch}, step {step}", learning_rate)
+
+    def _diverged(self, what: str, learning_rate: float) -> TrainingDiverged:
+        kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "nothing was saved yet"
+        return TrainingDiverged(
+            f"{what} (learning rate {learning_rate:g}): lower the learning rate or set clip_norm; {kept}"
+        )
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    def _evaluate(self, epoch: int) -> None:
+        with self._stage("evaluate"):
+            history, job = self.history, self.job
+            accuracy, loss = _evaluated(job.device_model, job.train_set.samples, job.train_set.targets)
+            if not np.isfinite(loss):  # an epoch's last update is seen by no mini-batch loss of it
+                raise self._diverged(f"the cost is {loss} after epoch {epoch}", history.learning_rate[-1])
+            history.eval_epoch.append(epoch)
+            history.train_accuracy.append(accuracy)
+            history.full_train_loss.append(loss)
+            text = f"epoch {epoch:4d}: cost {loss:.4f}, accuracy {accuracy:.1%}"
+            if job.dev_set is not None:
+                accuracy, loss = _evaluated(job.device_model, job.dev_set.samples, job.dev_set.targets)
+                history.dev_accuracy.append(accuracy)
+                history.dev_loss.append(loss)
+                text += f"; dev cost {loss:.4f}, accuracy {accuracy:.1%}"
+        self._say(f"{text}; {history.seconds[-1]:.3f} s")
+
+    # --- saving and resuming ------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        path = self.plan.checkpoint_path
+        if path is None:
+            return
+        with self._stage("save"):
+            history = dataclasses.asdict(self.history)
+            place = self.position
+            place.mini_batch_loss = np.asarray(history.pop("mini_batch_loss"), dtype=self.engine.loss_dtype)
+            place.history = history
+            place.environment = self.environment
+            if self.early_stopping is not None and self.early_stopping.best is not None:
+                place.early_stopping, place.best = self.early_stopping.save(), self.early_stopping.best
+            try:
+                self.checkpoint = save_run(self.job.device_model, self.job.device_optimizer, path, place)
+            except FloatingPointError as error:
+                where = f"{error} at epoch {place.epoch}, step {place.batches}"
+                raise self._diverged(where, self.job.device_optimizer.learning_rate) from error
+
+    def _resume(self) -> None:
+        """Takes weights, moments, history and place from the checkpoint; what differs from then is said."""
+        checkpoint, job = self.job.checkpoint, self.job
+        assert checkpoint is not None
+        place = checkpoint.run_state()
+        if place.history:
+            losses = [] if place.mini_batch_loss is None else place.mini_batch_loss.tolist()
+            try:
+                self.history = History(**place.history, mini_batch_loss=losses)
+            except TypeError as error:
+                raise CheckpointError(f"{checkpoint.path}: history is foreign ({error})") from error
+        self._compare(place)
+        checkpoint.load_into(job.device_model, job.device_optimizer)
+        if self.early_stopping is not None and place.early_stopping:
+            try:
+                self.early_stopping.load(place.early_stopping, place.best or {}, job.device_model.save())
+            except (KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(f"{checkpoint.path}: early stopping cannot go on ({error})") from error
+        self.position, self.checkpoint = place, checkpoint.path
+        self._notice(f"going on from {checkpoint.path}, at epoch {place.epoch}, batch {place.batches}")
+
+    def _compare(self, place: RunState) -> None:
+        then, now = self.history.run, self._describe()
+        ordering = ("seed", "shuffle", "batch_size", "drop_last", "accumulate", "m", "n_x")
+        changed = [k for k in ordering if k in then and then[k] != now[k]]
+        if changed and place.batches:
+            told = ", ".join(f"{k} {then[k]}" for k in changed)
+            raise ValueError(
+                f"the checkpoint stands within epoch {place.epoch}, which can only go on as it began: give {told}"
+            )
+        changed += [k for k in ("optimizer", "options", "schedule_by", "data") if k in then and then[k] != now[k]]
+        for k in changed:
+            self._notice(f"the checkpoint was trained with {k} {then[k]}, this run goes on with {now[k]}")
+        differs = [f"{k} {v}" for k, v in place.environment.items() if self.environment.get(k) != v]
+        if differs:
+            self._notice(f"the checkpoint was written with {', '.join(differs)}: the bits that follow will differ")
+
+    def _interrupt(self) -> None:
+        where = f"epoch {self.position.epoch}, batch {self.position.batches}"
+        how = f"; resume with recover_from={str(self.checkpoint)!r}" if self.checkpoint else "; nothing was saved"
+        raise Interrupted(f"interrupted at {where}{how}", self.checkpoint, self.position.epoch)
+
+    def _copy_back(self) -> None:
+        """Gives the caller's objects the values of those that trained."""
+        job = self.job
+        if job.device_model is not job.model:
+            job.model.load(job.device_model.save())
+            job.optimizer.load(job.device_optimizer.save())
+
+    # --- what is said -------------------------------------------------------------------------------------------
+
+    def _describe(self) -> dict[str, Any]:
+        plan, job = self.plan, self.job
+        model = job.model.architecture if isinstance(job.model, DeepNetwork) else {}
+        return {
+            "version": __version__,
+            "device": job.backend.device,
+            "engine": self.engine.name,
+            "optimizer": type(job.optimizer).__name__,
+            "options": job.optimizer.options,
+            "model": model,
+            "data": job.dataset.name,
+            "classes": list(job.dataset.classes),
+            "img_shape": None if job.dataset.img_shape is None else list(job.dataset.img_shape),
+            "m": int(job.train_set.samples.shape[0]),
+            "n_x": int(job.train_set.samples.shape[1]),
+            "batch_size": job.batch_size,
+            "total_epoch": plan.total_epoch,
+            "print_interval": plan.print_interval,
+            "seed": int(plan.seed),
+            "shuffle": plan.shuffle,
+            "schedule_by": plan.schedule_by,
+            "drop_last": plan.drop_last,
+            "accumulate": plan.accumulate,
+        }
+
+    def _announce(self) -> None:
+        backend = self.job.backend
+        self._say(
+            f"catopt_xp {__version__} on {backend.device} ({backend.reason}),"
+            f" engine {self.engine.name} (the only one of this version)"
+        )
+        for notice in self.job.notices:
+            self._say(f"note: {notice}")
+
+    def _notice(self, text: str) -> None:
+        self.job.notices.append(text)
+        self._say(f"note: {text}")
+
+    def _say(self, text: str) -> None:
+        if self.plan.verbose:
+            tqdm.write(text)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.history.timings[name] += time.perf_counter() - started
+
+
+def _evaluated(model: Any, samples: Any, targets: Any) -> tuple[float, float]:
+    """Accuracy and mean loss over a resident set."""
+    if isinstance(model, DeepNetwork):
+        return model.evaluate_rows(samples, targets)
+    accuracy, loss = model.evaluate(samples.T, targets, return_loss=True)
+    return accuracy, loss
+
+
+class _Signals:
+    """Turns the first Ctrl-C or SIGTERM into a flag, read between steps; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,175 @@
+"""A model, its optimizer and the place in a run <-> one checkpoint file. Floor F3."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from catopt_xp.backend import asnumpy
+from catopt_xp.checkpoint import CheckpointError, group, read_checkpoint, write_checkpoint
+from catopt_xp.network import BaseRegressionModel, DeepNetwork
+from catopt_xp.optim import BaseOptimizer
+from catopt_xp.parameters import check_matches
+
+COUNTERS = ("name", "steps", "epoch")
+
+
+@dataclass
+class RunState:
+    """Where a run stands: `epoch` epochs are whole, and `batches` of the next one are done, with these `losses`.
+
+    `seconds`: of training in the unfinished epoch. `history`: JSON-able, without the mini-batch losses, which travel
+    as an array. `early_stopping` and `best`: its state and the weights it kept. `environment`: what fixes the bits.
+    """
+
+    epoch: int = 0
+    batches: int = 0
+    seconds: float = 0.0
+    losses: Any = None
+    mini_batch_loss: Any = None
+    history: dict[str, Any] = field(default_factory=dict)
+    early_stopping: dict[str, Any] | None = None
+    best: Mapping[str, Any] | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+def environment(device: str, engine: str) -> dict[str, str]:
+    """What has to be the same for a resumed run to have the same bits."""
+    return {"device": device, "engine": engine, "machine": platform.machine(), "numpy": np.__version__}
+
+
+def save_run(
+    model: BaseRegressionModel, optimizer: BaseOptimizer, filename: str | os.PathLike[str], state: RunState
+) -> Path:
+    """Writes model, optimizer and run as one file, whole or not at all; returns its path.
+
+    Raises FloatingPointError when a parameter or moment is not finite, OSError when the file cannot be written.
+    """
+    saved = optimizer.save()
+    arrays = {f"model/{k}": asnumpy(x) for k, x in model.save().items()}  # sync
+    arrays |= {f"optimizer/{k}": asnumpy(x) for k, x in saved.items() if k not in COUNTERS}
+    if state.best is not None:
+        arrays |= {f"best/{k}": asnumpy(x) for k, x in state.best.items()}
+    for name in ("losses", "mini_batch_loss"):
+        if getattr(state, name) is not None:
+            arrays[f"run/{name}"] = np.asarray(getattr(state, name))
+    meta = {
+        "model": model.architecture if isinstance(model, DeepNetwork) else {},
+        "optimizer": {k: saved[k] for k in COUNTERS} | {"options": optimizer.options},
+        "run": {
+            "epoch": state.epoch,
+            "batches": state.batches,
+            "seconds": state.seconds,
+            "history": state.history,
+            "early_stopping": state.early_stopping,
+            "environment": state.environment,
+        },
+    }
+    return write_checkpoint(filename, arrays, meta)
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint in memory: host arrays and what was said beside them."""
+
+    path: Path
+    arrays: dict[str, Any]
+    meta: dict[str, Any]
+
+    @classmethod
+    def read(cls, filename: str | os.PathLike[str]) -> Checkpoint:
+        """Reads and checks a file. Raises FileNotFoundError, CheckpointError."""
+        arrays, meta = read_checkpoint(filename)
+        for key, kind in (("model", dict), ("optimizer", dict)):
+            if not isinstance(meta.get(key), kind):
+                raise CheckpointError(f"{filename}: {key} is missing from its meta; the file is damaged or foreign")
+        return cls(Path(filename), arrays, meta)
+
+    def build_model(self) -> DeepNetwork:
+        """The network that was saved, with its initial weights. Raises CheckpointError when none is described."""
+        try:
+            return DeepNetwork(**self.meta["model"])
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: model is not described as a DeepNetwork ({error})") from error
+
+    def load_into(self, model: BaseRegressionModel, optimizer: BaseOptimizer | None, weights: str = "model") -> None:
+        """Copies weights, and the optimizer's state where one is given, into live arrays.
+
+        `weights`: "model", the last ones, or "best", those that early stopping kept.
+        Raises CheckpointError naming the key that is missing, foreign or of another shape; nothing is changed then.
+        """
+        try:
+            values = group(self.arrays, weights)
+            check_matches(values, {k: tuple(x.shape) for k, x in model.save().items()}, weights)
+            if optimizer is not None:
+                counters = {k: v for k, v in self.meta["optimizer"].items() if k in COUNTERS}
+                optimizer.load(counters | group(self.arrays, "optimizer"))
+            model.load(values)
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.path}: {error}") from error
+
+    def run_state(self) -> RunState:
+        """The place in the run; for a file written by `save_state_dict`, the end of the optimizer's epoch."""
+        run = self.meta.get("run")
+        own = group(self.arrays, "run")
+        try:
+            if run is None:
+                return RunState(epoch=int(self.meta["optimizer"]["epoch"]))
+            batches, losses = int(run["batches"]), own.get("losses")
+            if batches and (losses is None or losses.shape != (batches,)):
+                raise ValueError(f"run/losses does not hold the losses of {batches} batches")
+            return RunState(
+                epoch=int(run["epoch"]),
+                batches=batches,
+                seconds=float(run["seconds"]),
+                losses=losses,
+                mini_batch_loss=own.get("mini_batch_loss"),
+                history=dict(run["history"]),
+                early_stopping=run["early_stopping"],
+                best=group(self.arrays, "best") or None,
+                environment=dict(run["environment"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: run is incomplete ({error!r}); the file is damaged") from error
+
+
+def save_state_dict(model: BaseRegressionModel, optimizer: BaseOptimizer, filename: str | os.PathLike[str]) -> Path:
+    """Saves a model and its optimizer as one `.npz` file, whole or not at all; returns its path.
+
+    `filename`: `.npz` is appended when missing. Raises FloatingPointError for values that are not finite, OSError.
+
+    >>> import tempfile, catopt_xp
+    >>> model = DeepNetwork([2, 1], ["sigmoid"])
+    >>> optimizer = catopt_xp.Adam(model.save(), 1e-3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_state_dict(model, optimizer, f"{folder}/state")
+    ...     load_state_dict(model, optimizer, path)
+    """
+    saved = optimizer.save()
+    return save_run(model, optimizer, filename, RunState(epoch=int(saved["epoch"])))
+
+
+def load_state_dict(model: BaseRegressionModel, optimizer: BaseOptimizer, filename: str | os.PathLike[str]) -> None:
+    """Copies a saved state into the live arrays of a model and an optimizer, which stay joined.
+
+    The state of another kind of optimizer gives its epoch alone, with a warning. Raises FileNotFoundError, and
+    CheckpointError naming a missing, foreign or misshapen key.
+    """
+    Checkpoint.read(filename).load_into(model, optimizer)
+
+
+def load_model(filename: str | os.PathLike[str]) -> DeepNetwork:
+    """The trained network of a checkpoint, on the CPU: the best weights where early stopping kept some, else the last.
+
+    Raises FileNotFoundError, CheckpointError.
+    """
+    checkpoint = Checkpoint.read(filename)
+    model = checkpoint.build_model()
+    checkpoint.load_into(model, None, "best" if group(checkpoint.arrays, "best") else "model")
+    return model

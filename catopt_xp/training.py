@@ -1,0 +1,128 @@
+"""`train`: one call from data to a trained, saved network. Floor F4."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catopt_xp.backend import Backend
+from catopt_xp.callbacks import Callback
+from catopt_xp.history import History
+from catopt_xp.network import BaseRegressionModel
+from catopt_xp.optim import BaseOptimizer
+from catopt_xp.plan import Plan, prepare
+from catopt_xp.running import Run
+from catopt_xp.schedules import Scheduler, const_lr
+
+
+@dataclass
+class TrainResult:
+    """What `train` returns. `device` and `engine` say what ran, and why; `checkpoint` is the last file written."""
+
+    model: BaseRegressionModel
+    optimizer: BaseOptimizer
+    history: History
+    device: str
+    engine: str
+    checkpoint: Path | None
+    notices: list[str]
+
+
+def train(
+    model: BaseRegressionModel | None = None,
+    optimizer: BaseOptimizer | str | None = None,
+    X: Any = None,
+    Y: Any = None,
+    total_epoch: int = 100,
+    batch_size: int | str = 64,
+    model_name: str = "model",
+    save_dir: str | os.PathLike[str] | None = "work_dirs",
+    recover_from: str | os.PathLike[str] | None = None,
+    print_interval: int = 10,
+    dev_X: Any = None,
+    dev_Y: Any = None,
+    plot_mini_batch: bool = False,
+    *,
+    data: Any = None,
+    img_shape: tuple[int, int] | None = None,
+    train_size: int | None = None,
+    dev_size: int | None = None,
+    on_error: str = "raise",
+    device: str | Backend = "auto",
+    strict_device: bool | None = None,
+    engine: str = "auto",
+    seed: int = 0,
+    shuffle: str = "epoch",
+    drop_last: bool = False,
+    accumulate: int = 1,
+    hidden: Sequence[int] = (30, 20, 20),
+    activation: str = "relu",
+    dropout: float = 0.0,
+    dtype: str = "float32",
+    learning_rate: float | None = None,
+    lr_scheduler: Scheduler = const_lr,
+    schedule_by: str = "epoch",
+    optimizer_options: Mapping[str, Any] | None = None,
+    early_stopping: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_every: int | None = None,
+    checkpoint_every_steps: int | None = None,
+    progress: bool | None = None,
+    verbose: bool = True,
+) -> TrainResult:
+    """Trains a classifier by mini-batch gradient descent; with nothing given, the reference network on the drawn set.
+
+    What trains
+        `model`: a DeepNetwork or another BaseRegressionModel; None builds `[n_x, *hidden, outputs]` with `activation`,
+        `dropout`, `dtype` and `seed`. `optimizer`: an instance made of `model.save()`, or a name (gd, momentum,
+        rmsprop, adam; None: adam) to which `learning_rate` (None: the chapter's for it), `lr_scheduler` and `optimizer_options`
+        (`weight_decay`, `l2`, `clip_norm`, `beta`, `eps`, …) apply. `schedule_by`: "epoch", or "step" for a schedule
+        that is asked with a fractional epoch.
+    On what
+        `X`: (n_x, m), uint8 pixels (seen as X/255) or numbers, with `Y`: (1, m) of 0 and 1, or class numbers for a
+        softmax output; `dev_X`, `dev_Y` alike. Or `data`: a folder of photographs, an `.npz` file, `(X, Y)`,
+        `(X, Y, dev_X, dev_Y)`, or a DataSet; `img_shape` (width, height), `train_size`, `dev_size` (per class) and
+        `on_error` ("raise" or "skip" a broken photograph) go with it.
+    How
+        `total_epoch`: the epoch at which training ends, resumed or not. `batch_size`: 1 to m, more means m; "auto"
+        chooses. `shuffle`: "epoch" (a new order every epoch), "once" or "none". `drop_last`: leave out a short last
+        batch. `accumulate`: batches per update, whose gradients are averaged over their samples. `seed`: of weights,
+        orders and dropout.
+        `device`, `strict_device`: as for `get_backend`. `engine`: "auto" or "plain".
+    What is kept
+        `save_dir`: folder of `{model_name}_latest.npz` (None: nothing is saved), written every `checkpoint_every`
+        epochs (None: when evaluated), every `checkpoint_every_steps` steps, and at the end. `recover_from`: a checkpoint to
+        go on from. `print_interval`: epochs between evaluations. `early_stopping`: evaluations without a lower cost
+        (on the dev set, where there is one) after which training ends; the best weights are put back. `callbacks`:
+        objects with `on_epoch(state)`. `plot_mini_batch`: draw the mini-batch cost into `save_dir`. `progress`: a bar
+        (None: when the terminal shows one). `verbose`: print what is done.
+
+    Returns a TrainResult; the model and any dict from `model.save()` carry the trained values, also after an
+    exception. Raises ValueError or TypeError for bad input, TrainingDiverged when a loss is not finite, Interrupted
+    after Ctrl-C or SIGTERM, when the run has been saved, CheckpointError and OSError for files, DeviceError for a
+    strict device.
+
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).integers(0, 256, (50, 12), dtype=np.uint8).T
+    >>> Y = (X[:6].mean(axis=0, keepdims=True) > 128).astype(int)
+    >>> result = train(X=X, Y=Y, total_epoch=3, save_dir=None, verbose=False)
+    >>> result.history.epoch, result.device
+    ([0, 1, 2], 'cpu')
+    """
+    plan = Plan(**locals())  # exactly the parameters above
+    return _result(Run(prepare(plan)).train())
+
+
+def _result(run: Run) -> TrainResult:
+    return TrainResult(
+        model=run.job.model,
+        optimizer=run.job.optimizer,
+        history=run.history,
+        device=run.job.backend.device,
+        engine=run.engine.name,
+        checkpoint=run.checkpoint,
+        notices=run.job.notices,
+    )

@@ -1,0 +1,553 @@
+"""The command line: what each command prints and leaves, its exit status, its one-line errors."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import catopt_xp
+from catopt_xp import arguments, cli
+from catopt_xp.backend import DeviceFallbackWarning
+from catopt_xp.cli import main
+from catopt_xp.experiments import TITLES
+from catopt_xp.history import History
+from catopt_xp.saving import load_model
+
+MODULE = [sys.executable, "-m", "catopt_xp"]
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of numbers in an .npz file: 60 samples of 12 pixels, 20 more to develop on."""
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 256, (80, 12), dtype=np.uint8)
+    Y = (X[:, :6].mean(axis=1) > 128).astype(np.int64).reshape(1, -1)
+    file = tmp_path_factory.mktemp("arrays") / "set.npz"
+    np.savez(file, X=X[:60].T, Y=Y[:, :60], dev_X=X[60:].T, dev_Y=Y[:, 60:])
+    return file
+
+
+@pytest.fixture
+def figures() -> None:
+    """Asked for by tests that want the figure of `train` really drawn."""
+
+
+@pytest.fixture(autouse=True)
+def hurried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws no figure of a run, which takes longer than the run, for those who do not look at it."""
+    if "figures" not in request.fixturenames:
+        monkeypatch.setattr(History, "plot", lambda history, path: None)
+
+
+@pytest.fixture(scope="module")
+def trained(arrays: Path) -> Path:
+    """The folder of a run on `arrays`, to be read and not written."""
+    folder = arrays.parent / "trained"
+    assert train(arrays, folder, "--learning-rate", "0.01", "--quiet") == 0
+    return folder
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """The chapter's folders: bright cats, dark dogs."""
+    rng = np.random.default_rng(1)
+    for part, per_class in (("training_set", 12), ("test_set", 3)):
+        for kind, level in (("cats", 190), ("dogs", 60)):
+            folder = tmp_path / "photographs" / part / kind
+            folder.mkdir(parents=True)
+            for k in range(per_class):
+                pixels = np.clip(rng.normal(level, 25, (6, 6, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{kind}.{k}.png")
+    return tmp_path / "photographs"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "work"
+
+
+def train(data: Path, folder: Path, *more: str, epochs: int = 3) -> int:
+    return main(["train", "--data", str(data), "--save-dir", str(folder), "--epochs", str(epochs), *more])
+
+
+def module_environment() -> dict[str, str]:
+    """Where a new process finds this package."""
+    return os.environ | {"PYTHONPATH": str(Path(catopt_xp.__file__).parent.parent), "PYTHONUNBUFFERED": "1"}
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr of a command that ends with status 2."""
+    try:
+        status = main(argv)
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else -1
+    said = capsys.readouterr().err
+    assert status == 2, said
+    return one_line(said)
+
+
+def failed(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr of a command that ends with status 1."""
+    status, said = main(argv), capsys.readouterr().err
+    assert status == 1, said
+    return one_line(said)
+
+
+def one_line(said: str) -> str:
+    assert said.endswith("\n")
+    assert said.count("\n") == 1, said
+    assert said.startswith("catopt-xp: error: ")
+    return said.strip().removeprefix("catopt-xp: error: ")
+
+
+# --- train ------------------------------------------------------------------------------------------------------------
+
+
+def test_train_leaves_checkpoint_history_and_figure(
+    arrays: Path, folder: Path, figures: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(arrays, folder, "--plot-mini-batch") == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"catopt_xp {catopt_xp.__version__} on cpu (")
+    assert said.err == ""
+    assert said.out.splitlines()[-3:] == [
+        f"checkpoint: {folder / 'model_latest.npz'}",
+        f"history: {folder / 'model_history.json'}",
+        f"figure: {folder / 'model_history.png'}",
+    ]
+    names = {"model_latest.npz", "model_history.json", "model_history.png", "model_mini_batch.png"}
+    assert {file.name for file in folder.iterdir()} == names
+    history = History.from_json(folder / "model_history.json")
+    assert history.epoch == [0, 1, 2]
+    assert history.run["optimizer"] == "Adam"
+    assert history.run["batch_size"] == 60  # 64 are asked, 60 there are
+    assert history.run["model"]["neuron_cnt"] == [12, 30, 20, 20, 1]
+
+
+def test_every_flag_of_train_reaches_the_run(arrays: Path, folder: Path) -> None:
+    flags = (
+        "--hidden 5,4 --activation tanh --dropout 0.1 --dtype float64 --optimizer momentum --learning-rate 0.01"
+        " --schedule hyperbola:0.5 --schedule-by step --weight-decay 0.1 --l2 0.2 --clip-norm 3 --beta 0.8 --nesterov"
+        " --batch-size 7 --accumulate 2 --shuffle once --drop-last --seed 4 --print-interval 2 --early-stopping 9"
+        " --checkpoint-every 1 --checkpoint-every-steps 5 --model-name mine --device cpu --engine plain --quiet"
+    )
+    assert train(arrays, folder, *flags.split()) == 0
+    run = History.from_json(folder / "mine_history.json").run
+    expected = {"batch_size": 7, "accumulate": 2, "shuffle": "once", "drop_last": True, "seed": 4, "print_interval": 2}
+    assert run.items() >= expected.items()
+    assert run["schedule_by"] == "step"
+    assert run["optimizer"] == "Momentum"
+    assert run["options"] == {
+        "learning_rate": 0.01,
+        "lr_scheduler": "Hyperbola(decay_rate=0.5)",
+        "weight_decay": 0.1,
+        "l2": 0.2,
+        "clip_norm": 3.0,
+        "beta": 0.8,
+        "nesterov": True,
+        "correct_param": False,
+    }
+    assert run["model"] == {
+        "neuron_cnt": [12, 5, 4, 1],
+        "activation_func": ["tanh", "tanh", "sigmoid"],
+        "seed": 4,
+        "dtype": "float64",
+        "dropout": 0.1,
+    }
+
+
+def test_options_of_adam_and_the_bias_correction(arrays: Path, folder: Path) -> None:
+    flags = "--beta1 0.5 --beta2 0.6 --eps 0.001 --eps-mode inside --no-bias-correction --batch-size auto --hidden none"
+    assert train(arrays, folder, *flags.split(), epochs=1) == 0
+    run = History.from_json(folder / "model_history.json").run
+    assert run["options"].items() >= {"beta1": 0.5, "beta2": 0.6, "eps": 0.001, "eps_mode": "inside"}.items()
+    assert run["options"]["correct_param"] is False
+    assert run["model"]["neuron_cnt"] == [12, 1]
+
+
+def test_quiet_prints_nothing(arrays: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(arrays, folder, "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_train_goes_on_from_a_checkpoint(arrays: Path, folder: Path, tmp_path: Path) -> None:
+    assert train(arrays, tmp_path / "whole", epochs=5) == 0
+    assert train(arrays, folder, epochs=2) == 0
+    assert train(arrays, folder, "--recover-from", str(folder / "model_latest.npz"), epochs=5) == 0
+    whole, resumed = load_model(tmp_path / "whole" / "model_latest.npz"), load_model(folder / "model_latest.npz")
+    assert all(np.array_equal(x, whole.save()[name]) for name, x in resumed.save().items())
+    assert History.from_json(folder / "model_history.json").epoch == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_without_matplotlib_a_line_says_what_to_install(
+    arrays: Path, folder: Path, figures: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert train(arrays, folder, "--quiet") == 0
+    said = capsys.readouterr().err
+    assert said.startswith("catopt-xp: warning: no figure was drawn: ")
+    assert said.endswith('pip install "catopt-xp[plot]"\n')
+    assert {file.name for file in folder.iterdir()} == {"model_latest.npz", "model_history.json"}
+
+
+@pytest.mark.filterwarnings("default::catopt_xp.backend.DeviceFallbackWarning")
+def test_a_warning_is_one_clean_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def warned() -> Any:
+        cli.warnings.warn("cuda cannot be used:\n  no driver", DeviceFallbackWarning, stacklevel=1)
+        return "report"
+
+    monkeypatch.setattr(cli, "device_report", warned)
+    assert main(["info"]) == 0
+    assert capsys.readouterr() == ("report\n", "catopt-xp: warning: cuda cannot be used: no driver\n")
+
+
+# --- evaluate and predict ---------------------------------------------------------------------------------------------
+
+
+def test_evaluate_prints_what_the_run_ended_with(
+    arrays: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = History.from_json(trained / "model_history.json")
+    assert main(["evaluate", str(trained / "model_latest.npz"), "--data", str(arrays)]) == 0
+    head, training, dev = capsys.readouterr().out.splitlines()
+    assert head.startswith(f"{trained / 'model_latest.npz'} on cpu (")
+    accuracy, cost = history.train_accuracy[-1], history.full_train_loss[-1]
+    assert training == f"training set (60 samples): accuracy {accuracy:.2%}, cost {cost:.4f}"
+    accuracy, cost = history.dev_accuracy[-1], history.dev_loss[-1]
+    assert dev == f"dev set (20 samples): accuracy {accuracy:.2%}, cost {cost:.4f}"
+
+
+def test_photographs_from_training_to_prediction(
+    photographs: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(photographs, folder, "--img-shape", "4x3", "--learning-rate", "0.01", epochs=60) == 0
+    checkpoint = str(folder / "model_latest.npz")
+    capsys.readouterr()
+    assert main(["evaluate", checkpoint, "--data", str(photographs)]) == 0  # in the checkpoint's 4x3
+    assert "dev set (6 samples): accuracy 100.00%" in capsys.readouterr().out
+    images = [str(photographs / "test_set" / kind / f"{kind}.0.png") for kind in ("cats", "dogs")]
+    assert main(["predict", *images, "--checkpoint", checkpoint]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows] == [[images[0], "cat"], [images[1], "dog"]]
+    assert all(0.5 < float(row[2]) <= 1.0 for row in rows)
+
+
+def test_predict_of_several_classes(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    colours = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+    for name, colour in colours.items():
+        (tmp_path / "colours" / name).mkdir(parents=True)
+        for k in range(5):
+            Image.new("RGB", (3, 3), colour).save(tmp_path / "colours" / name / f"{k}.png")
+    flags = ("--img-shape", "2x2", "--learning-rate", "0.01")
+    assert train(tmp_path / "colours", folder, *flags, epochs=120) == 0
+    capsys.readouterr()
+    images = [str(tmp_path / "colours" / name / "0.png") for name in colours]
+    assert main(["predict", *images, "--checkpoint", str(folder / "model_latest.npz")]) == 0
+    assert [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()] == list(colours)
+
+
+def test_predict_needs_to_know_the_size_of_images(
+    photographs: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(photographs / "test_set" / "cats" / "cats.0.png")
+    words = ["predict", image, "--checkpoint", str(trained / "model_latest.npz")]
+    assert "does not say how large its images are; give --img-shape WxH" in failed(words, capsys)
+    assert "takes 12 numbers a sample, an image of 3x3 has 27" in failed([*words, "--img-shape", "3x3"], capsys)
+    assert main([*words, "--img-shape", "2x2"]) == 0
+    assert capsys.readouterr().out.split("\t")[1] in ("class 0", "class 1")
+
+
+def test_a_set_of_other_classes_or_size_is_refused(
+    photographs: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(photographs, folder, "--img-shape", "2x2", "--quiet") == 0
+    checkpoint = str(folder / "model_latest.npz")
+    words = ["evaluate", checkpoint, "--data", str(photographs), "--img-shape", "3x3"]
+    assert "12" in failed(words, capsys)
+    for name in ("cats", "dogs"):
+        for part in ("training_set", "test_set"):
+            (photographs / part / name).rename(photographs / part / f"little {name}")
+    said = failed(["evaluate", checkpoint, "--data", str(photographs)], capsys)
+    assert "little" in said
+
+
+# --- compare, info, plot ----------------------------------------------------------------------------------------------
+
+
+def test_compare(arrays: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", "decay", "--data", str(arrays), "--save-dir", str(folder), "--epochs", "2"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("comparison decay on cpu (")
+    assert said.endswith(f"figure: {folder / 'decay.png'}\n")
+    assert main([*words, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_flags_know_every_comparison_and_every_argument_of_train(
+    arrays: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(arguments.COMPARISONS) == list(TITLES)
+    passed: dict[str, Any] = {}
+
+    def stop(**options: Any) -> None:
+        passed.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train", stop)
+    assert train(arrays, folder) == 130
+    only_from_python = {"model", "X", "Y", "dev_X", "dev_Y", "callbacks"}
+    assert set(passed) == set(inspect.signature(catopt_xp.train).parameters) - only_from_python
+
+
+def test_stochastic_goes_with_batch_sizes_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(["compare", "decay", "--stochastic"], capsys) == "--stochastic goes with batch-size alone"
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    assert capsys.readouterr().out.startswith("device: ")
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == catopt_xp.device_report().to_dict() | {
+        "host_free_memory": pytest.approx(0, abs=2**60)  # memory moves between the two looks
+    }
+
+
+def test_plot_one_and_several(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file, other = tmp_path / "model_history.json", tmp_path / "other_history.json"
+    for copy in (file, other):
+        copy.write_bytes((trained / "model_history.json").read_bytes())
+    for words, out in (
+        ([str(file)], tmp_path / "model_history.png"),
+        ([str(file), "--mini-batch", "--out", "steps.svg"], Path("steps.svg")),
+        ([str(file), str(other)], Path("comparison.png")),
+        ([str(file), str(file), "--out", "same.pdf", "--title", "twice"], Path("same.pdf")),
+    ):
+        assert main(["plot", *words]) == 0
+        assert capsys.readouterr().out == f"figure: {out}\n"
+        assert out.stat().st_size > 1000
+
+
+def test_plot_names_its_runs_by_file_and_where_two_are_alike_by_path() -> None:
+    files = [Path("a/adam_history.json"), Path("b/gd.json"), Path("c/gd.json")]
+    assert [cli._legend(file, files) for file in files] == ["adam", str(files[1]), str(files[2])]
+
+
+def test_plot_refuses_what_it_cannot_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    foreign = tmp_path / "a.json"
+    foreign.write_text('{"colour": 1}')
+    assert failed(["plot", str(foreign)], capsys) == f"{foreign} is not a history: unknown colour"
+    missing = tmp_path / "missing.json"
+    assert failed(["plot", str(missing)], capsys) == f"{missing}: No such file or directory"
+    words = ["plot", "--mini-batch", str(foreign), str(missing)]
+    assert refused(words, capsys) == "--mini-batch draws one history, 2 are given"
+
+
+# --- bad usage and failures -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "arguments are required: COMMAND"),
+        ("fly", "invalid choice: 'fly'"),
+        ("train --batch-size 0", "argument --batch-size: '0' is not a whole number of at least 1, or auto"),
+        ("train --batch-size many", "argument --batch-size: 'many' is not a whole number"),
+        ("train --learning-rate -1", "argument --learning-rate: '-1' is not a number above 0"),
+        ("train --learning-rate nan", "argument --learning-rate: 'nan' is not a number above 0"),
+        ("train --weight-decay -1", "argument --weight-decay: '-1' is not a number of at least 0"),
+        ("train --optimizer foo", "argument --optimizer: invalid choice: 'foo'"),
+        ("train --epochs 1.5", "argument --epochs: '1.5' is not a whole number of at least 1"),
+        ("train --dropout 1", "argument --dropout: '1' is not a number of at least 0 and below 1"),
+        ("train --hidden 30,0", "argument --hidden: '0' is not a whole number of at least 1"),
+        ("train --img-shape 224", "argument --img-shape: '224' is not WIDTHxHEIGHT"),
+        ("train --model-name a/b", "argument --model-name: 'a/b' is not a plain file name"),
+        ("train --schedule hyperbola", "argument --schedule: schedule 'hyperbola': the count of numbers must be 1"),
+        ("train --learning 1", "unrecognized arguments: --learning 1"),
+        ("train --device tpu", "device='tpu' is not known"),
+        ("evaluate x.npz --device tpu", "device='tpu' is not known"),
+        ("train --optimizer gd --nesterov", "nesterov"),
+        ("train --beta 0.5", "beta"),
+        ("compare colours", "invalid choice: 'colours'"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(words.split(), capsys)
+
+
+def test_failures_are_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(b"PK but no more")
+    save = ["--save-dir", str(tmp_path / "new")]
+    missing = str(tmp_path / "missing.npz")
+    assert missing in failed(["train", "--data", missing, *save], capsys)
+    assert str(broken) in failed(["train", "--data", str(broken), *save], capsys)
+    assert missing in failed(["train", "--recover-from", missing, *save], capsys)
+    assert str(broken) in failed(["evaluate", str(broken)], capsys)
+    assert missing in failed(["predict", "a.png", "--checkpoint", missing], capsys)
+    assert "cannot be written" in failed(["train", "--save-dir", str(broken)], capsys)
+
+
+def test_a_run_that_diverges_is_status_1(arrays: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--optimizer", "gd", "--learning-rate", "1e300", "--dtype", "float64", "--quiet")
+    with np.errstate(all="ignore"):
+        assert train(arrays, folder, *words, epochs=50) == 1
+    assert "lower the learning rate" in one_line(capsys.readouterr().err)
+
+
+def test_debug_shows_the_traceback_before_or_after_the_command(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing.json")
+    for words in (["--debug", "plot", missing], ["plot", missing, "--debug"]):
+        with pytest.raises(FileNotFoundError):
+            main(words)
+
+
+def test_an_error_not_meant_for_the_user_names_its_kind() -> None:
+    assert cli._one_line(KeyError("W0")) == "KeyError: 'W0' (--debug shows where)"
+    assert cli._one_line(MemoryError()) == "MemoryError: (--debug shows where)"
+    assert cli._one_line(ValueError("two\n  lines")) == "two lines"
+    assert cli._one_line(OSError(28, "could not write a: full")) == "could not write a: full"
+
+
+# --- interruption -----------------------------------------------------------------------------------------------------
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, name: str, checkpoint: Path | None) -> None:
+    def stop(*arguments: Any, **options: Any) -> None:
+        raise catopt_xp.Interrupted("stopped", checkpoint, 7)
+
+    monkeypatch.setattr(cli, name, stop)
+
+
+def test_an_interruption_prints_the_command_that_resumes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(monkeypatch, "train", Path("my work/model_latest.npz"))
+    words = ["train", "--data", "the set.npz", "--recover-from=older.npz", "--seed", "3", "--recover-from", "old.npz"]
+    assert main(words, prog="python -m catopt_xp") == 130
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"catopt-xp: interrupted in epoch 7; saved {Path('my work/model_latest.npz')}"
+    if os.name != "nt":
+        assert second == (
+            "to resume: python -m catopt_xp train --data 'the set.npz' --seed 3"
+            " --recover-from 'my work/model_latest.npz'"
+        )
+
+
+def test_a_comparison_resumes_by_itself(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(monkeypatch, "compare", Path("compare/adam_latest.npz"))
+    assert main(["compare", "decay", "--seed", "3"]) == 130
+    assert capsys.readouterr().err.splitlines()[1] == "to resume: catopt-xp compare decay --seed 3"
+
+
+def test_an_interruption_without_a_checkpoint_promises_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(monkeypatch, "train", None)
+    assert main(["train"]) == 130
+    assert capsys.readouterr().err == "catopt-xp: interrupted\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows delivers no SIGINT or SIGTERM to a child")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_process_goes_on_with_the_command_that_it_prints(
+    arrays: Path, folder: Path, number: signal.Signals
+) -> None:
+    words = ["train", "--data", str(arrays), "--save-dir", str(folder), "--epochs", "1000000", "--print-interval", "1"]
+    with subprocess.Popen(
+        [*MODULE, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=module_environment()
+    ) as process:
+        assert process.stdout is not None
+        started = any(line.startswith("epoch    2") for line in process.stdout)  # reads until there
+        process.send_signal(number)
+        said = process.communicate(timeout=30)[1].splitlines()
+    assert (started, process.returncode) == (True, 130), said
+    assert said[-2].startswith("catopt-xp: interrupted in epoch ")
+    assert said[-1].startswith("to resume: python -m catopt_xp train ")
+    resume = shlex.split(said[-1])[5:]
+    stopped = int(said[-2].split("in epoch ")[1].split(";")[0])
+    resume[resume.index("1000000")] = str(stopped + 2)
+    assert main(resume) == 0
+    assert History.from_json(folder / "model_history.json").epoch == list(range(stopped + 2))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGPIPE and other error texts")
+def test_a_reader_that_leaves_is_no_noise() -> None:
+    with subprocess.Popen(
+        [*MODULE, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=module_environment()
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert said == ""
+    assert process.returncode == 1
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def test_help_is_quick_and_loads_no_optional_library() -> None:
+    code = (
+        "import sys; from catopt_xp.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'cupy', 'numba', 'PIL', 'matplotlib', 'sklearn', 'mpi4py'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    started = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=module_environment(), check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "exit status:" in result.stdout
+    assert time.perf_counter() - started < 5.0  # 0.3 s on a quiet machine
+
+
+def test_version_and_module_run() -> None:
+    result = subprocess.run(
+        [*MODULE, "--version"], capture_output=True, text=True, env=module_environment(), check=False
+    )
+    assert (result.returncode, result.stdout) == (0, f"catopt_xp {catopt_xp.__version__}\n")
+
+
+def test_the_installed_command_ends_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["catopt-xp", "plot", "/nowhere/a.json"])
+    with pytest.raises(SystemExit) as stop:
+        cli.entry()
+    assert stop.value.code == 1
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6))
+def test_shapes_and_counts_are_read_back(width: int, height: int) -> None:
+    assert arguments.shape(f"{width}x{height}") == (width, height)
+    assert arguments.layers(f"{width},{height}") == (width, height)
+    assert arguments.batch_size(str(width)) == arguments.count(str(width)) == width
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "compare", "info", "plot"])
+def test_every_flag_has_a_help_text(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "exit status:" in capsys.readouterr().out
+    parser = arguments.make_parser("catopt-xp")._subparsers._group_actions[0].choices[command]  # type: ignore
+    assert all(action.help for action in parser._actions)

@@ -1,0 +1,500 @@
+"""Training from start to end: what is stepped, in which order, and what is left when it ends."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from catopt_xp import plan as plan_module
+from catopt_xp.callbacks import TrainState
+from catopt_xp.checkpoint import read_checkpoint
+from catopt_xp.data import DataSet, batches, epoch_order
+from catopt_xp.history import History
+from catopt_xp.network import BaseRegressionModel, DeepNetwork
+from catopt_xp.optim import Adam, BaseOptimizer, GradientDescent, make_optimizer
+from catopt_xp.plan import DEFAULTS, Plan, prepare
+from catopt_xp.running import Run
+from catopt_xp.saving import load_model
+from catopt_xp.schedules import get_table_func
+from catopt_xp.training import TrainResult, train
+
+M, N_X = 60, 12
+RATES = {"gd": 0.05, "momentum": 0.05, "rmsprop": 0.01, "adam": 0.01}
+Array = np.ndarray[Any, Any]
+
+
+def small_set(m: int = M, seed: int = 0) -> tuple[Array, Array]:
+    """Pixels (n_x, m), sample-major, and labels: whether the first half of the features is the brighter one."""
+    X = np.random.default_rng(seed).integers(0, 256, (m, N_X), dtype=np.uint8).T
+    return X, (X[:6].mean(axis=0, keepdims=True) > X[6:].mean(axis=0, keepdims=True)).astype(np.int64)
+
+
+def arguments(**given: Any) -> dict[str, Any]:
+    """Those of a short, quiet run on the CPU; `given` override them."""
+    X, Y = small_set()
+    quiet: dict[str, Any] = {"X": X, "Y": Y, "total_epoch": 3, "batch_size": 16, "save_dir": None, "device": "cpu"}
+    quiet |= {"verbose": False, "print_interval": 1}
+    if given.get("model") is None:
+        quiet["hidden"] = (6, 5)
+    return quiet | given
+
+
+def fit(**given: Any) -> TrainResult:
+    return train(**arguments(**given))
+
+
+def make_run(**given: Any) -> Run:
+    """The run that `train` would start, to look inside."""
+    bound = inspect.signature(train).bind(**arguments(**given))
+    bound.apply_defaults()
+    return Run(prepare(Plan(**bound.arguments)))
+
+
+def small_network(**options: Any) -> DeepNetwork:
+    return DeepNetwork([N_X, 6, 5, 1], ["relu", "relu", "sigmoid"], **options)
+
+
+def flat(model: BaseRegressionModel) -> Array:
+    return np.concatenate([x.ravel() for x in model.save().values()])
+
+
+class Recorder:
+    """A callback that keeps what it was shown, and the weights at that time."""
+
+    def __init__(self, stop_after: int | None = None, fail_after: int | None = None) -> None:
+        self.states: list[TrainState] = []
+        self.weights: list[Array] = []
+        self.stop_after, self.fail_after = stop_after, fail_after
+
+    def on_epoch(self, state: TrainState) -> None:
+        self.states.append(state)
+        self.weights.append(flat(state.model))
+        state.stop = state.epoch == self.stop_after
+        if state.epoch == self.fail_after:
+            raise RuntimeError("a callback failed")
+
+
+# --- defaults ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_chapter_s_arguments_keep_their_order_and_defaults() -> None:
+    parameters = inspect.signature(train).parameters
+    positional = {k: p.default for k, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
+    chapter = {"model": None, "optimizer": None, "X": None, "Y": None, "total_epoch": 100, "batch_size": 64}
+    chapter |= {"model_name": "model", "save_dir": "work_dirs", "recover_from": None, "print_interval": 10}
+    chapter |= {"dev_X": None, "dev_Y": None, "plot_mini_batch": False}
+    assert list(positional.items()) == list(chapter.items())
+    assert {name: parameters[name].default for name in DEFAULTS} == dict(DEFAULTS)
+
+
+def test_nothing_given_trains_the_reference_network_on_the_built_in_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def load(*source: Any, **options: Any) -> DataSet:
+        asked.append((*source, options))
+        return DataSet(*small_set(), *small_set(10, seed=1), classes=("dog", "cat"), name="stand-in")
+
+    monkeypatch.setattr(plan_module, "load_data", load)
+    result = train(total_epoch=2, save_dir=None, device="cpu", verbose=False)
+    assert asked == [(None, None, {"seed": 0, "on_error": "raise", "train_size": None, "dev_size": None})]
+    assert isinstance(result.model, DeepNetwork)
+    assert result.model.neuron_cnt == [N_X, 30, 20, 20, 1]
+    assert result.model.activation_func == ["relu", "relu", "relu", "sigmoid"]
+    assert (type(result.optimizer), result.optimizer.learning_rate) == (Adam, 1e-5)
+    assert result.history.run["batch_size"] == 60  # 64 is more than there are
+    assert len(result.history.dev_loss) == 2
+    assert (result.device, result.engine, result.checkpoint) == ("cpu", "plain", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("gd", 1e-3), ("momentum", 1e-3), ("rmsprop", 1e-5), ("adam", 1e-5), ("GradientDescent", 1e-3)]
+)
+def test_a_named_optimizer_has_the_chapter_s_learning_rate(name: str, rate: float) -> None:
+    result = fit(optimizer=name, total_epoch=1)
+    assert result.history.learning_rate == [rate]
+    assert fit(optimizer=name, total_epoch=1, learning_rate=0.5).history.learning_rate == [0.5]
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+def by_hand(model: DeepNetwork, optimizer: BaseOptimizer, epochs: int, batch_size: int) -> list[float]:
+    """The definition: forward, backward, zero_grad, add_grad, step, over the orders of seed 0; every batch's loss."""
+    X, Y = small_set()
+    losses = []
+    for epoch in range(epochs):
+        order = epoch_order(M, epoch, 0)
+        for part in batches(M, batch_size):
+            rows = order[part]
+            model.forward(X[:, rows])
+            losses.append(float(model.backward(Y[:, rows])))
+            optimizer.zero_grad()
+            optimizer.add_grad(model.get_grad_dict())
+            optimizer.step()
+        optimizer.increase_epoch()
+    return losses
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"l2": 0.1}, {"clip_norm": 0.05}], ids=str)
+@pytest.mark.parametrize("name", RATES)
+def test_training_is_the_loop_written_by_hand_bit_for_bit(name: str, options: dict[str, float]) -> None:
+    model = small_network()
+    losses = by_hand(model, make_optimizer(name, model.save(), RATES[name], **options), epochs=3, batch_size=16)
+    result = fit(optimizer=name, learning_rate=RATES[name], optimizer_options=options)
+    assert result.history.mini_batch_loss == losses
+    assert np.array_equal(flat(result.model), flat(model))
+    if options:
+        assert not np.array_equal(flat(result.model), flat(fit(optimizer=name, learning_rate=RATES[name]).model))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "lengths"),
+    [
+        (16, False, [16, 16, 16, 12]),
+        (16, True, [16, 16, 16]),
+        (59, False, [59, 1]),
+        (59, True, [59]),
+        (60, True, [60]),
+        (1, False, [1] * 60),
+        (1000, False, [60]),
+        ("auto", False, [60]),
+    ],
+)
+def test_every_batch_size_and_a_loss_that_weighs_batches_by_length(
+    batch_size: int | str, drop_last: bool, lengths: list[int]
+) -> None:
+    result = fit(batch_size=batch_size, drop_last=drop_last, optimizer="gd", total_epoch=2)
+    losses = np.array(result.history.mini_batch_loss).reshape(2, len(lengths))
+    assert result.history.train_loss == [pytest.approx(np.average(e, weights=lengths), rel=1e-14) for e in losses]
+    assert result.history.run["batch_size"] == lengths[0]
+    said = " ".join(result.notices)
+    assert ("batch size 1000 is more than the 60 samples there are: 60 is used" in said) == (batch_size == 1000)
+    assert ("batch size 60: fewer than 2000 samples are taken whole" in said) == (batch_size == "auto")
+
+
+@pytest.mark.parametrize("shuffle", ["epoch", "once", "none"])
+def test_orders_are_those_of_seed_and_epoch(shuffle: str) -> None:
+    seen: list[Array] = []
+
+    class Watched(DeepNetwork):
+        def forward_rows(self, samples: Any, rows: Any, train_mode: bool = True) -> Any:
+            seen.append(rows)
+            return super().forward_rows(samples, rows, train_mode)
+
+    fit(model=Watched([N_X, 3, 1], ["relu", "sigmoid"]), shuffle=shuffle, seed=5)
+    orders = np.concatenate(seen).reshape(3, M)
+    assert np.array_equal(orders, [epoch_order(M, epoch, 5, shuffle) for epoch in range(3)])
+    assert len(np.unique(orders, axis=0)) == (3 if shuffle == "epoch" else 1)
+    assert (np.array_equal(orders[0], np.arange(M))) == (shuffle == "none")
+
+
+def test_one_seed_gives_one_result_and_another_gives_another() -> None:
+    one, same, other = (flat(fit(seed=seed, optimizer="gd").model) for seed in (3, 3, 4))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("together", [2, 3, 100])
+@pytest.mark.parametrize("name", RATES)
+def test_accumulated_batches_equal_one_large_batch(name: str, together: int) -> None:
+    common: dict[str, Any] = {"optimizer": name, "learning_rate": RATES[name], "dtype": "float64"}
+    small = fit(batch_size=8, accumulate=together, **common)
+    large = fit(batch_size=8 * together, **common)
+    assert np.abs(flat(small.model) - flat(large.model)).max() < 1e-12
+    assert small.optimizer.steps == large.optimizer.steps
+    assert small.history.train_loss == pytest.approx(large.history.train_loss, rel=1e-12)
+
+
+@pytest.mark.parametrize("by", ["epoch", "step"])
+def test_a_schedule_moves_by_epoch_or_by_step(by: str) -> None:
+    asked: list[float] = []
+
+    def schedule(learning_rate_zero: float, epoch: float) -> float:
+        asked.append(epoch)
+        return learning_rate_zero / (1 + epoch)
+
+    result = fit(optimizer="gd", learning_rate=0.1, lr_scheduler=schedule, schedule_by=by, accumulate=2)
+    starts = [0, 0.5] if by == "step" else [0]  # four batches, two updates
+    assert sorted(set(asked)) == [epoch + start for epoch in range(3) for start in starts]
+    assert result.history.learning_rate == [0.1 / (1 + epoch) for epoch in range(3)]
+    assert result.optimizer.epoch == 3
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_every_optimizer_takes_a_schedule(name: str) -> None:
+    table = get_table_func({0: 1e-3, 2: 1e-4})
+    assert fit(optimizer=name, lr_scheduler=table).history.learning_rate == [1e-3, 1e-3, 1e-4]
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def test_pixels_and_their_values_in_0_to_1_train_alike() -> None:
+    X, _ = small_set()
+    pixels, values = fit(learning_rate=0.01), fit(X=(X.T.astype(np.float32) / 255).T, learning_rate=0.01)
+    assert np.allclose(flat(pixels.model), flat(values.model), atol=1e-4)
+    assert values.history.train_loss == pytest.approx(pixels.history.train_loss, rel=1e-4)
+    assert pixels.history.train_loss[-1] < pixels.history.train_loss[0]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_a_sample_major_set_is_never_copied_and_another_layout_once_and_said(dtype: str) -> None:
+    X, Y = small_set()
+    sample_major = X.T.astype(dtype).T
+    run = make_run(X=sample_major, dev_X=sample_major, dev_Y=Y)
+    assert np.shares_memory(run.engine.samples, sample_major)
+    assert run.job.dev_set is not None
+    assert np.shares_memory(run.job.dev_set.samples, sample_major)
+    assert not run.job.notices
+    turned = np.ascontiguousarray(sample_major)
+    run = make_run(X=turned)
+    assert run.engine.samples.flags.c_contiguous
+    assert run.engine.samples is run.job.train_set.samples
+    assert np.array_equal(run.engine.samples, turned.T)
+    assert [notice.count("copied once into sample-major memory") for notice in run.job.notices] == [1]
+
+
+@pytest.mark.parametrize("interval", [1, 2, 10])
+def test_history_has_a_value_for_each_epoch_and_each_evaluation(interval: int) -> None:
+    dev_X, dev_Y = small_set(20, seed=1)
+    result = fit(total_epoch=6, print_interval=interval, dev_X=dev_X, dev_Y=dev_Y, learning_rate=0.01)
+    history, evaluated = result.history, [e for e in range(6) if e % interval == 0 or e == 5]
+    assert history.epoch == list(range(6))
+    assert history.eval_epoch == evaluated
+    by_epoch = (history.learning_rate, history.seconds, history.train_loss)
+    by_evaluation = (history.train_accuracy, history.full_train_loss, history.dev_loss, history.dev_accuracy)
+    assert {len(values) for values in by_epoch} == {6}
+    assert {len(values) for values in by_evaluation} == {len(evaluated)}
+    assert len(history.mini_batch_loss) == 6 * 4
+    assert result.model.evaluate(dev_X, dev_Y, return_loss=True) == (history.dev_accuracy[-1], history.dev_loss[-1])
+    assert set(history.timings) == {"read", "decode", "move", "train", "evaluate", "save"}
+    assert history.timings["train"] == pytest.approx(sum(history.seconds))
+    assert History.from_json(history.to_json()) == history
+
+
+def test_labels_of_three_classes_build_and_train_a_softmax() -> None:
+    X, _ = small_set()
+    Y = (X.reshape(3, 4, M).mean(axis=1)).argmax(axis=0)[None]
+    result = fit(Y=Y, total_epoch=40, learning_rate=0.02, print_interval=39)
+    assert isinstance(result.model, DeepNetwork)
+    assert (result.model.neuron_cnt[-1], result.model.activation_func[-1]) == (3, "softmax")
+    assert result.history.train_accuracy[-1] > 0.8
+    named = fit(data=DataSet(X, Y, classes=("a", "b", "c", "d")), X=None, Y=None, total_epoch=1)
+    assert named.history.run["classes"] == ["a", "b", "c", "d"]
+    assert named.model.save()["b2"].shape == (4, 1)
+
+
+def test_dropout_is_drawn_from_the_seed_and_left_out_of_evaluation() -> None:
+    with_dropout, again, without = (fit(dropout=p, learning_rate=0.01) for p in (0.5, 0.5, 0.0))
+    assert np.array_equal(flat(with_dropout.model), flat(again.model))
+    assert not np.array_equal(flat(with_dropout.model), flat(without.model))
+    X, Y = small_set()
+    expected = with_dropout.history.train_accuracy[-1], with_dropout.history.full_train_loss[-1]
+    assert with_dropout.model.evaluate(X, Y, return_loss=True) == expected
+
+
+# --- stopping, callbacks, live views ----------------------------------------------------------------------------------
+
+
+def test_early_stopping_ends_and_restores_the_best_weights(tmp_path: Path) -> None:
+    X, Y = small_set()
+    common: dict[str, Any] = {"dev_X": X, "dev_Y": 1 - Y, "learning_rate": 0.02}  # its cost rises as training goes on
+    result = fit(total_epoch=20, early_stopping=2, save_dir=tmp_path, **common)
+    best = int(np.argmin(result.history.dev_loss))
+    assert len(result.history.epoch) == best + 3 < 20
+    assert np.array_equal(flat(result.model), flat(fit(total_epoch=best + 1, **common).model))
+    assert result.checkpoint is not None
+    assert np.array_equal(flat(load_model(result.checkpoint)), flat(result.model))
+    again = fit(total_epoch=20, early_stopping=2, recover_from=result.checkpoint, save_dir=tmp_path, **common)
+    assert again.history.epoch == result.history.epoch
+    assert "early stopping ended this run" in " ".join(again.notices)
+    assert np.array_equal(flat(again.model), flat(result.model))
+
+
+def test_without_a_dev_set_early_stopping_looks_at_the_training_cost() -> None:
+    result = fit(total_epoch=20, early_stopping=1, optimizer="gd", learning_rate=1e-30)  # no step moves a weight
+    assert result.history.epoch == [0, 1]
+
+
+def test_callbacks_see_every_epoch_and_can_end_the_run(tmp_path: Path) -> None:
+    first, second = Recorder(), Recorder(stop_after=3)
+    result = fit(total_epoch=9, print_interval=2, callbacks=[first, second], save_dir=tmp_path, learning_rate=0.01)
+    assert [state.epoch for state in first.states] == [state.epoch for state in second.states] == [0, 1, 2, 3]
+    assert [state.evaluated for state in first.states] == [True, False, True, False]
+    assert all(state.history is result.history and state.optimizer is result.optimizer for state in first.states)
+    assert np.array_equal(first.weights[-1], flat(result.model))
+    assert np.array_equal(flat(load_model(tmp_path / "model_latest.npz")), flat(result.model))
+
+
+def test_parameters_taken_before_training_are_live_and_stay_so_after_an_exception() -> None:
+    model = small_network()
+    parameters, before, seen = model.save(), flat(model), Recorder(fail_after=1)
+    optimizer = Adam(parameters, 0.01)
+    with pytest.raises(RuntimeError, match="a callback failed"):
+        fit(model=model, optimizer=optimizer, callbacks=[seen])
+    assert model.save() is parameters
+    assert np.array_equal(parameters.flat, seen.weights[-1])
+    assert not np.array_equal(before, parameters.flat)
+    result = fit(model=model, optimizer=optimizer)
+    assert (result.model, result.optimizer) == (model, optimizer)
+    assert not np.array_equal(parameters.flat, seen.weights[-1])
+
+
+def test_training_works_outside_the_main_thread() -> None:
+    results: list[TrainResult] = []
+    thread = threading.Thread(target=lambda: results.append(fit()))
+    thread.start()
+    thread.join()
+    assert np.array_equal(flat(results[0].model), flat(fit().model))
+
+
+# --- what is said and kept --------------------------------------------------------------------------------------------
+
+
+def test_the_first_line_names_device_and_engine_and_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(batch_size=99)
+    assert capsys.readouterr() == ("", "")
+    fit(batch_size=99, verbose=True)
+    out, err = capsys.readouterr()
+    assert " on cpu " in out.splitlines()[0]
+    assert "engine plain" in out.splitlines()[0]
+    assert out.splitlines()[1] == "note: batch size 99 is more than the 60 samples there are: 60 is used"
+    assert [line.split(":")[0] for line in out.splitlines()[2:5]] == ["epoch    0", "epoch    1", "epoch    2"]
+    assert "time by stage:" in out
+    assert err == ""
+    fit(progress=True)
+    assert "epoch" in capsys.readouterr().err
+
+
+def test_the_mini_batch_cost_is_drawn_beside_the_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    fit(save_dir=tmp_path / "new" / "folder", model_name="cats", plot_mini_batch=True)
+    names = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
+    assert names == ["cats_latest.npz", "cats_mini_batch.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "saved"),
+    [
+        ({}, [1, 3, 5, 7]),
+        ({"print_interval": 3}, [1, 4, 7]),
+        ({"checkpoint_every": 3}, [3, 6, 7]),
+        ({"checkpoint_every_steps": 6, "print_interval": 50}, [1, (1, 2), 3, (4, 2), 6, 7]),
+    ],
+    ids=str,
+)
+def test_checkpoints_are_written_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], saved: list[Any]
+) -> None:
+    places: list[Any] = []
+    save = Run._save
+
+    def watched(run: Run) -> None:
+        save(run)
+        epoch, done = run.position.epoch, run.position.batches
+        places.append((epoch, done) if done else epoch)
+
+    monkeypatch.setattr(Run, "_save", watched)
+    fit(save_dir=tmp_path, total_epoch=7, **({"print_interval": 2} | options))
+    assert places == saved
+
+
+def arrays_in(value: Any, seen: set[int]) -> Iterator[Array]:
+    """Every array within an object, however deep."""
+    if id(value) in seen or isinstance(value, type | str | SimpleNamespace) or inspect.ismodule(value):
+        return
+    seen.add(id(value))
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, Mapping) and not hasattr(value, "__dict__"):
+        for item in value.values():
+            yield from arrays_in(item, seen)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from arrays_in(item, seen)
+    elif hasattr(value, "__dict__"):
+        yield from arrays_in(dict(vars(value)), seen)
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_no_array_of_a_float32_run_is_float64(name: str, tmp_path: Path) -> None:
+    X, Y = small_set()
+    settings: dict[str, Any] = {"optimizer": name, "dropout": 0.2, "early_stopping": 9, "accumulate": 2}
+    options = {"l2": 1e-3, "weight_decay": 1e-3, "clip_norm": 1.0}
+    run = make_run(X=X / 255.0, dev_X=X, dev_Y=Y, save_dir=tmp_path, optimizer_options=options, **settings)
+    run.train()
+    found = list(arrays_in([run.engine, run.early_stopping, run.job.train_set, run.job.dev_set], set()))
+    assert len(found) > 20
+    assert {x.dtype.name for x in found} <= {"float32", "uint8", "int64", "bool"}
+    assert run.checkpoint is not None
+    saved, _ = read_checkpoint(run.checkpoint)
+    assert {x.dtype.name for x in saved.values()} == {"float32"}
+
+
+# --- models and optimizers of the user's own --------------------------------------------------------------------------
+
+
+class Logistic(BaseRegressionModel):
+    """Logistic regression, written against the base class alone."""
+
+    def __init__(self, n_x: int) -> None:
+        self.own = {"W0": np.zeros((1, n_x), dtype=np.float32), "b0": np.zeros((1, 1), dtype=np.float32)}
+
+    def forward(self, X: Any, train_mode: bool = True) -> Any:
+        A = 1 / (1 + np.exp(-(self.own["W0"] @ X + self.own["b0"])))
+        if train_mode:
+            self.X, self.A = X, A
+        return A
+
+    def backward(self, Y: Any) -> None:
+        dZ = (self.A - Y) / Y.shape[1]
+        self.gradients = {"W0": dZ @ self.X.T, "b0": dZ.sum(axis=1, keepdims=True)}
+
+    def get_grad_dict(self) -> dict[str, Any]:
+        return self.gradients
+
+    def save(self) -> dict[str, Any]:
+        return self.own
+
+    def load(self, state_dict: Mapping[str, Any]) -> None:
+        for name, x in self.own.items():
+            x[...] = state_dict[name]
+
+
+class SignDescent(GradientDescent):
+    """A rule of the user's own: it overrides `step`, as the chapter's readers do."""
+
+    calls = 0
+
+    def step(self) -> None:
+        assert self._gradient is not None
+        type(self).calls += 1
+        for name, p in self.param_dict.items():
+            p -= self.learning_rate * np.sign(self._gradient[name])
+
+
+@pytest.mark.parametrize("early_stopping", [None, 3])
+def test_a_model_of_one_s_own_trains_saves_and_resumes(tmp_path: Path, early_stopping: int | None) -> None:
+    common: dict[str, Any] = {"save_dir": tmp_path, "learning_rate": 0.05, "early_stopping": early_stopping}
+    straight = fit(model=Logistic(N_X), total_epoch=10, **common)
+    assert straight.history.train_accuracy[-1] > 0.7
+    short = fit(model=Logistic(N_X), total_epoch=10, callbacks=[Recorder(stop_after=4)], **common)
+    resumed = fit(model=Logistic(N_X), total_epoch=10, recover_from=short.checkpoint, **common)
+    assert np.array_equal(flat(resumed.model), flat(straight.model))
+    assert resumed.history.mini_batch_loss == straight.history.mini_batch_loss
+
+
+def test_an_optimizer_with_a_step_of_its_own_is_stepped_through_the_protocol() -> None:
+    model, expected = small_network(), small_network()
+    SignDescent.calls = 0
+    fit(model=model, optimizer=SignDescent(model.save(), 0.001), total_epoch=2)
+    assert SignDescent.calls == 2 * 4
+    by_hand(expected, SignDescent(expected.save(), 0.001), epochs=2, batch_size=16)
+    assert np.array_equal(flat(model), flat(expected))
