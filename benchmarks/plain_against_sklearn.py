@@ -1,7 +1,8 @@
 """Seconds per epoch of the plain engine on the CPU against scikit-learn's MLPClassifier, interleaved in one run.
 
-The reference workload: [150528, 30, 20, 20, 1], Adam at 1e-5, float32, 2000 samples. Ours reads uint8 pixels; theirs is
-given the same pixels as float32 in [0, 1], converted beforehand. Evaluation, set-up and input checks are in neither time.
+The reference workload: [150528, 30, 20, 20, 1], Adam at 1e-5, float32, 2000 samples. Ours reads uint8 pixels; theirs
+is given the same pixels as float32 in [0, 1], converted beforehand. Evaluation, set-up and input checks are in neither
+time.
 
     python benchmarks/plain_against_sklearn.py [--batch-sizes 8,64,128,2000] [--rounds 7] [--json FILE]
 """

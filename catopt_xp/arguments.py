@@ -199,7 +199,6 @@ def _add_optimizer(parser: Parser) -> None:
 def _add_evaluate(parser: Parser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="an .npz file written by train")
     _add_data(parser)
-    parser.add_argument("--seed", type=seed, metavar="N", help="of drawings and dev split (default: the checkpoint's)")
     _add_device(parser)
 
 

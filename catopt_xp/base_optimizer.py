@@ -20,8 +20,9 @@ from catopt_xp.parameters import Parameters, check_matches, is_bias
 from catopt_xp.schedules import Scheduler, const_lr, describe
 from catopt_xp.threads import deal
 
-# Elements per slice of an update on a CPU: parameter, gradient, moments and temporaries stay in the second-level cache.
-SLICE = 16384
+# Elements per slice of an update on a CPU: the arrays of a slice stay in cache for the whole rule, and each operation
+# is long enough that threads seldom wait for one another.
+SLICE = 65536
 CLIP_EPS = 1e-6  # keeps a zero gradient's norm from dividing by zero; PyTorch's value
 
 

@@ -105,6 +105,7 @@ def write_checkpoint(filename: str | os.PathLike[str], arrays: Mapping[str, Any]
         if not _is_finite(array):
             raise FloatingPointError(f"{key} has values that are not finite; {path} was left as it is")
     text = json.dumps({"format": FORMAT, "version": VERSION, **meta})
+    # The last member, so that an archive whose directory was cut short has no meta, and is refused.
     members = {**arrays, "meta": np.frombuffer(text.encode(), dtype=np.uint8)}
     write_whole(path, lambda file: _write_archive(file, members))
     return path

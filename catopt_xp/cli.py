@@ -31,7 +31,7 @@ from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import make_optimizer
 from catopt_xp.plots import plot_comparison, plot_history, plot_mini_batch
 from catopt_xp.running import Interrupted
-from catopt_xp.saving import Checkpoint, load_model
+from catopt_xp.saving import Checkpoint
 from catopt_xp.training import TrainResult, train
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -154,10 +154,10 @@ def _shared(args: argparse.Namespace) -> dict[str, Any]:
 def run_evaluate(args: argparse.Namespace) -> None:
     """Prints accuracy and cost over the training and the dev set, one line each."""
     backend = _backend(args)
-    model, trained = load_model(args.checkpoint), _trained_on(args.checkpoint)
+    checkpoint = Checkpoint.read(args.checkpoint)
+    model, trained = checkpoint.trained_model(), _trained_on(checkpoint)
     img_shape = args.img_shape or trained["img_shape"]
-    seed = trained["seed"] if args.seed is None else args.seed
-    data = load_data(args.data, img_shape, args.train_size, args.dev_size, seed=seed, on_error=args.on_error)
+    data = load_data(args.data, img_shape, args.train_size, args.dev_size, on_error=args.on_error)
     for notice in data.notices:
         print(f"note: {notice}")
     if data.classes and trained["classes"] and list(data.classes) != list(trained["classes"]):
@@ -178,7 +178,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_predict(args: argparse.Namespace) -> None:
     """Prints a line for each image: file, class, probability, separated by tabs."""
-    model, trained = load_model(args.checkpoint), _trained_on(args.checkpoint)
+    checkpoint = Checkpoint.read(args.checkpoint)
+    model, trained = checkpoint.trained_model(), _trained_on(checkpoint)
     img_shape = args.img_shape or trained["img_shape"]
     if img_shape is None:
         raise ValueError(f"{args.checkpoint} does not say how large its images are; give --img-shape WxH")
@@ -207,11 +208,11 @@ def _answers(model: DeepNetwork, probabilities: Any) -> list[tuple[int, float]]:
     return [(int(k), float(p)) for k, p in zip(numbers, probabilities.max(axis=0), strict=True)]
 
 
-def _trained_on(filename: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """What a checkpoint says of its data: "classes" (by label, may be empty), "img_shape" (or None), "seed"."""
-    run = Checkpoint.read(filename).run_state().history.get("run", {})
+def _trained_on(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What a checkpoint says of its data: "classes" (by label, may be empty) and "img_shape" (or None)."""
+    run = checkpoint.run_state().history.get("run", {})
     img_shape = tuple(run["img_shape"]) if run.get("img_shape") else None
-    return {"classes": run.get("classes") or [], "img_shape": img_shape, "seed": run.get("seed", 0)}
+    return {"classes": run.get("classes") or [], "img_shape": img_shape}
 
 
 def run_info(args: argparse.Namespace) -> None:

@@ -120,7 +120,7 @@ def compare(
     backend, folder = get_backend(device, strict_device), Path(save_dir)
     say(f"comparison {kind} on {backend.device} ({backend.reason}), engine {check_engine(engine)}, in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    data_set = load_data(data, img_shape, train_size, dev_size, seed=seed, on_error=on_error)
+    data_set = load_data(data, img_shape, train_size, dev_size, on_error=on_error)
     for text in (f"data: {data_set.name}, in {sum(data_set.timings.values()):.1f} s", *data_set.notices):
         say(text)
     data_set = dataclasses.replace(data_set, notices=[], timings={})  # loading belongs to no single run

@@ -9,6 +9,7 @@ In the equations g is the gradient, lr the learning rate of this epoch, t the nu
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -325,8 +326,17 @@ def make_optimizer(
     """
     for known, (cls, default_rate) in OPTIMIZERS.items():
         if name.lower() in (known, cls.__name__.lower()):
-            try:
-                return cls(param_dict, default_rate if learning_rate is None else learning_rate, **options)
-            except TypeError as error:
-                raise ValueError(f"optimizer {known!r}: {error}") from error
+            for option in options:
+                if option not in _option_names(cls):
+                    raise ValueError(f"{known} has no option {option!r}; it takes {', '.join(_option_names(cls))}")
+            return cls(param_dict, default_rate if learning_rate is None else learning_rate, **options)
     raise ValueError(f"unknown optimizer {name!r}; choose {', '.join(OPTIMIZERS)}")
+
+
+def _option_names(cls: type[BaseOptimizer]) -> list[str]:
+    """What may be given by name besides parameters and learning rate, the class's own options first."""
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        if issubclass(base, BaseOptimizer):
+            names |= dict.fromkeys(inspect.signature(base.__init__).parameters)
+    return [name for name in names if name not in ("self", "param_dict", "learning_rate", "options", "from_scratch")]

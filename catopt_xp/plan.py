@@ -24,7 +24,7 @@ from catopt_xp.backend import (
     get_backend,
     is_strict_device,
 )
-from catopt_xp.batch_size import rule_of_thumb
+from catopt_xp.batch_size import SMALL_SET, choose, measure, rule_of_thumb
 from catopt_xp.callbacks import Callback
 from catopt_xp.checkpoint import remove_stale
 from catopt_xp.data import DataSet, load_data
@@ -188,7 +188,7 @@ def prepare(plan: Plan) -> Job:
     backend.synchronize()  # sync
     timings = {"read": 0.0, "decode": 0.0, **dataset.timings, "move": time.perf_counter() - start}
     notices += train_set.notices + ([] if dev_set is None else dev_set.notices)
-    batch_size, notice = _batch_size(plan, train_set.samples.shape[0])
+    batch_size, notice = _batch_size(plan, train_set, device_model, device_optimizer, backend, checkpoint)
     return Job(
         plan,
         backend,
@@ -210,8 +210,7 @@ def _dataset(plan: Plan) -> DataSet:
     if isinstance(plan.data, DataSet):
         return plan.data
     source = plan.data if plan.X is None else (plan.X, plan.Y, plan.dev_X, plan.dev_Y)
-    sizes = {"train_size": plan.train_size, "dev_size": plan.dev_size}
-    return load_data(source, plan.img_shape, seed=plan.seed, on_error=plan.on_error, **sizes)
+    return load_data(source, plan.img_shape, plan.train_size, plan.dev_size, on_error=plan.on_error)
 
 
 def _model(plan: Plan, dataset: DataSet, checkpoint: Checkpoint | None) -> BaseRegressionModel:
@@ -310,9 +309,23 @@ def _on_device(
     return twin, optimizer.on(twin.save())
 
 
-def _batch_size(plan: Plan, m: int) -> tuple[int, list[str]]:
+def _batch_size(
+    plan: Plan,
+    train_set: ResidentSet,
+    model: BaseRegressionModel,
+    optimizer: BaseOptimizer,
+    backend: Backend,
+    checkpoint: Checkpoint | None,
+) -> tuple[int, list[str]]:
+    m = train_set.samples.shape[0]
     if plan.batch_size == "auto":
-        chosen, why = rule_of_thumb(m)
+        before = None if checkpoint is None else checkpoint.run_state().history.get("run", {}).get("batch_size")
+        if before is not None:  # measured anew it might differ, and with it the order of the samples
+            chosen, why = min(before, m), "that of the checkpoint"
+        elif m < SMALL_SET:
+            chosen, why = rule_of_thumb(m)
+        else:
+            chosen, why = choose(measure(model, optimizer, train_set.samples, train_set.targets, backend))
         return chosen, [f"batch size {chosen}: {why}"]
     wanted = int(plan.batch_size)
     if wanted > m:

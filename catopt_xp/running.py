@@ -62,6 +62,15 @@ class Run:
     def train(self) -> Run:
         """Trains to the end; the caller's model and optimizer carry the values however it ends."""
         self._announce()
+        with self.job.backend.activate():
+            self._train()
+        if self.plan.plot_mini_batch and self.plan.checkpoint_path is not None:
+            picture = self.plan.checkpoint_path.with_name(f"{self.plan.model_name}_mini_batch.png")
+            plot_mini_batch(dataclasses.asdict(self.history), picture)
+        self._say(self.history.time_table())
+        return self
+
+    def _train(self) -> None:
         try:
             if self.job.checkpoint is not None:
                 self._resume()
@@ -75,11 +84,6 @@ class Run:
                 self._say(f"the weights of epoch {self.early_stopping.best_epoch} were put back (early stopping)")
         finally:
             self._copy_back()
-        if self.plan.plot_mini_batch and self.plan.checkpoint_path is not None:
-            picture = self.plan.checkpoint_path.with_name(f"{self.plan.model_name}_mini_batch.png")
-            plot_mini_batch(dataclasses.asdict(self.history), picture)
-        self._say(self.history.time_table())
-        return self
 
     def _epochs(self, signals: _Signals) -> None:
         start, end = self.position.epoch, self.plan.total_epoch

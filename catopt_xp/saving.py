@@ -98,6 +98,12 @@ class Checkpoint:
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path}: model is not described as a DeepNetwork ({error})") from error
 
+    def trained_model(self) -> DeepNetwork:
+        """The trained network, on the CPU: the best weights where early stopping kept some, else the last."""
+        model = self.build_model()
+        self.load_into(model, None, "best" if group(self.arrays, "best") else "model")
+        return model
+
     def load_into(self, model: BaseRegressionModel, optimizer: BaseOptimizer | None, weights: str = "model") -> None:
         """Copies weights, and the optimizer's state where one is given, into live arrays.
 
@@ -169,7 +175,4 @@ def load_model(filename: str | os.PathLike[str]) -> DeepNetwork:
 
     Raises FileNotFoundError, CheckpointError.
     """
-    checkpoint = Checkpoint.read(filename)
-    model = checkpoint.build_model()
-    checkpoint.load_into(model, None, "best" if group(checkpoint.arrays, "best") else "model")
-    return model
+    return Checkpoint.read(filename).trained_model()

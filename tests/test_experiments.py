@@ -41,7 +41,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def small(kind: str, data: Any, folder: Path, **options: Any) -> dict[str, History]:
-    return compare(kind, data, **({"total_epoch": 3, "save_dir": folder, "verbose": False} | options))
+    settings: dict[str, Any] = {"total_epoch": 3, "save_dir": folder, "verbose": False}
+    return compare(kind, data, **(settings | options))
 
 
 # --- which runs -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,21 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "verbose": False,
 }
-# What a killed process runs: the same settings, a checkpoint after every step.
+# What a killed process runs: the same settings, a checkpoint after every step. It lingers after each
+# epoch, so that it does not end before it is killed where disks are fast.
 SCRIPT = """
-import sys
+import sys, time
 import numpy as np
 from catopt_xp import train
+
+class Linger:
+    def on_epoch(self, state):
+        time.sleep(0.004)
 
 folder, settings = sys.argv[1], eval(sys.argv[2])
 X = np.random.default_rng(0).integers(0, 256, (30, 12), dtype=np.uint8).T
 Y = (X[:6].mean(axis=0, keepdims=True) > 128).astype(int)
-train(X=X, Y=Y, save_dir=folder, checkpoint_every_steps=1, **settings)
+train(X=X, Y=Y, save_dir=folder, checkpoint_every_steps=1, callbacks=[Linger()], **settings)
 """
 
 
@@ -94,26 +100,29 @@ def assert_same_bits(one: TrainResult, other: TrainResult) -> None:
         assert getattr(one.history, name) == getattr(other.history, name), name
 
 
-@pytest.mark.slow
+def kill_once(folder: Path, moment: float) -> int:
+    """Trains in `folder`, killed `moment` seconds after its first checkpoint; the exit status."""
+    folder.mkdir()
+    process = start(folder)
+    time.sleep(moment)
+    return end(process, signal.SIGKILL)[0]
+
+
 def test_a_killed_run_ends_with_the_same_bits_wherever_it_was_killed(tmp_path: Path, straight: TrainResult) -> None:
-    """One run, killed twenty times at random moments; after each, a copy goes on to the end."""
-    moments, killed_at, left = random.Random(0), [], 0
-    for number in range(KILLS):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        process = start(folder)
-        time.sleep(moments.uniform(0, 0.25))
-        status, _ = end(process, signal.SIGKILL)
-        file = folder / "model_latest.npz"
-        killed_at.append(steps_done(file))
-        assert status == -signal.SIGKILL, f"the run ended before it was killed, with {killed_at[-1]} steps"
-        left += len(list(folder.glob(".*.tmp")))
-        assert len(list(folder.iterdir())) <= 2  # the checkpoint, and at most one that was being written
-        resumed = fit(save_dir=None, recover_from=file)
-        assert_same_bits(resumed, straight)
-    print(f"killed after {sorted(killed_at)} steps; {left} half-written files")
+    """One run, killed twenty times at random moments; each time it goes on to the end from what it left."""
+    moments, folders = random.Random(0), [tmp_path / str(number) for number in range(KILLS)]
+    with ThreadPoolExecutor(2) as two_at_a_time:
+        statuses = list(two_at_a_time.map(kill_once, folders, [moments.uniform(0, 0.25) for _ in folders]))
+    assert set(statuses) == {-signal.SIGKILL}, "a run ended before it was killed; give it more epochs"
+    killed_at = [steps_done(folder / "model_latest.npz") for folder in folders]
+    left = [file for folder in folders for file in folder.iterdir() if file.name != "model_latest.npz"]
+    print(f"killed after {sorted(killed_at)} steps; {len(left)} half-written files")
     assert len(set(killed_at)) > KILLS // 4
     assert any(steps % BATCHES for steps in killed_at)
+    assert len({file.parent for file in left}) == len(left)  # at most the one that was being written
+    assert all(file.suffix == ".tmp" for file in left)
+    for folder in folders:
+        assert_same_bits(fit(save_dir=None, recover_from=folder / "model_latest.npz"), straight)
 
 
 def test_what_killed_runs_leave_does_not_pile_up(tmp_path: Path, straight: TrainResult) -> None:

@@ -21,12 +21,12 @@ from catopt_xp.base_optimizer import SLICE
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import OPTIMIZERS, Adam, BaseOptimizer, GradientDescent, Momentum, RMSProp, make_optimizer
 from catopt_xp.parameters import Parameters
-from catopt_xp.schedules import get_hyperbola_func
+from catopt_xp.schedules import const_lr, describe, get_hyperbola_func
 
 Array = np.ndarray[Any, Any]
 
 ALL = [cls for cls, _ in OPTIMIZERS.values()]
-DECAYS: list[dict[str, float]] = [{}, {"weight_decay": 0.1}, {"l2": 0.1}, {"weight_decay": 0.1, "l2": 0.1}]
+DECAYS: list[dict[str, Any]] = [{}, {"weight_decay": 0.1}, {"l2": 0.1}, {"weight_decay": 0.1, "l2": 0.1}]
 VARIANTS: list[tuple[type[BaseOptimizer], dict[str, Any]]] = [
     (GradientDescent, {}),
     *((Momentum, options) for options in ({}, {"nesterov": True}, {"correct_param": True})),
@@ -132,16 +132,14 @@ def test_biases_are_spared_by_both_kinds_of_weight_decay(cls: type[BaseOptimizer
     shapes: dict[str, tuple[int, ...]] = {"W0": (2, 3), "b0": (2, 1)}
     for make in (dict, lambda arrays: flat(arrays, "float64")):
         results = {}
-        for key, options in (("none", {}), ("decay", {"weight_decay": 0.5}), ("l2", {"l2": 0.5})):
+        kinds: dict[str, dict[str, Any]] = {"none": {}, "decay": {"weight_decay": 0.5}, "l2": {"l2": 0.5}}
+        for key, options in kinds.items():
             optimizer = cls(make(draws(shapes, "float64", 1)), 0.1, **options)
-            take_steps(optimizer, [make(draws(shapes, "float64", 2))])
+            take_steps(optimizer, [make(draws(shapes, "float64", seed)) for seed in (2, 3)])
             results[key] = {name: x.copy() for name, x in optimizer.param_dict.items()}
         for key in ("decay", "l2"):
             assert np.array_equal(results[key]["b0"], results["none"]["b0"])
-            assert np.abs(results[key]["W0"] - results["none"]["W0"]).min() > 0 or (cls, key) in RESCALED
-
-
-RESCALED = {(RMSProp, "l2"), (Adam, "l2")}  # the first step of both is close to lr * sign(g): no more is asked there
+            assert np.abs(results[key]["W0"] - results["none"]["W0"]).min() > 1e-6
 
 
 def test_clipping_scales_the_gradient_of_all_arrays_together(backend: Backend) -> None:
@@ -181,7 +179,7 @@ def test_gradients_add_up_with_their_weights_and_the_callers_arrays_are_copied(
 def test_update_has_the_bits_of_zero_add_step_and_keeps_the_gradient(cls: type[BaseOptimizer]) -> None:
     shapes: dict[str, tuple[int, ...]] = {"W0": (30, 700), "b0": (30, 1)}
     gradients = [draws(shapes, "float32", seed) for seed in (2, 3, 4)]
-    options = {"weight_decay": 0.1, "l2": 0.1, "clip_norm": 1.0}
+    options: dict[str, Any] = {"weight_decay": 0.1, "l2": 0.1, "clip_norm": 1.0}
     for make in (dict, lambda arrays: flat(arrays, "float32")):
         one, other = (cls(make(draws(shapes, "float32", 1)), 0.01, **options) for _ in range(2))
         for gradient in gradients:
@@ -355,25 +353,25 @@ def test_an_epoch_counted_in_steps_goes_on_to_the_next_whole_one() -> None:
 
 
 @pytest.mark.parametrize("cls", [RMSProp, Adam])
-def test_an_eps_that_is_nothing_in_the_arrays_dtype_is_refused(cls: type[BaseOptimizer]) -> None:
+def test_an_eps_that_is_nothing_in_the_arrays_dtype_is_refused(cls: Any) -> None:
     p = {"W0": np.zeros((1, 1), dtype=np.float32), "W1": np.zeros((1, 1), dtype=np.float16)}
     with pytest.raises(ValueError, match=f"{cls.__name__}: eps is 1e-08, which is not above 0 in W1's float16"):
         cls(p, 0.1, eps=1e-8)
     for eps in (0.0, -1e-8, float("nan")):
         with pytest.raises(ValueError, match="eps is"):
             cls({"W0": np.zeros(1)}, 0.1, eps=eps)
-    p = {"W0": np.zeros(1, dtype=np.float16)}
-    optimizer = cls(p, 0.1, eps=1e-3)
-    take_steps(optimizer, [{"W0": np.zeros(1, dtype=np.float16)}])
-    assert p["W0"].tolist() == [0.0]
+    W = np.zeros(1, dtype=np.float16)
+    take_steps(cls({"W0": W}, 0.1, eps=1e-3), [{"W0": np.zeros(1, dtype=np.float16)}])
+    assert W.tolist() == [0.0]
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "l2", "clip_norm"])
 @each_optimizer
 def test_numbers_out_of_range_are_refused_by_name(cls: type[BaseOptimizer], name: str, value: float) -> None:
+    options: dict[str, Any] = {"learning_rate": 0.1, name: value}
     with pytest.raises(ValueError, match=f"{cls.__name__}: {name} is {value}; it must be"):
-        cls({"W0": np.zeros(1)}, **({"learning_rate": 0.1} | {name: value}))
+        cls({"W0": np.zeros(1)}, **options)
 
 
 @pytest.mark.parametrize(
@@ -420,8 +418,8 @@ def test_options_may_be_given_by_position_in_the_chapters_order() -> None:
 def test_options_build_the_optimizer_again(cls: type[BaseOptimizer]) -> None:
     first = cls({"W0": np.zeros(1)}, 0.25, weight_decay=0.1, l2=0.2, clip_norm=3.0)
     options = first.options
-    assert options.pop("lr_scheduler") == "constant"
-    assert cls({"W0": np.zeros(1)}, **options).options == first.options
+    assert options["lr_scheduler"] == describe(const_lr)
+    assert cls({"W0": np.zeros(1)}, **(options | {"lr_scheduler": const_lr})).options == first.options
 
 
 @each_optimizer
@@ -459,9 +457,11 @@ def test_an_optimizer_by_name_has_the_chapters_learning_rate(name: str, rate: fl
 
 def test_an_unknown_name_or_option_is_refused_in_one_line() -> None:
     p = {"W0": np.zeros(1)}
-    with pytest.raises(ValueError, match="^unknown optimizer 'sgd'; choose gd, momentum, rmsprop, adam$"):
+    with pytest.raises(ValueError, match=r"^unknown optimizer 'sgd'; choose gd, momentum, rmsprop, adam$"):
         make_optimizer("sgd", p)
-    with pytest.raises(ValueError, match="^optimizer 'gd': .*unexpected keyword argument 'beta'$"):
+    with pytest.raises(
+        ValueError, match=r"^gd has no option 'beta'; it takes lr_scheduler, weight_decay, l2, clip_norm$"
+    ):
         make_optimizer("gd", p, beta=0.9)
     with pytest.raises(ValueError, match="learning_rate is 0"):
         make_optimizer("gd", p, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_weights_come_first_and_are_counted(neuron_cnt: list[int]) -> None:
     p = Parameters.zeros(shapes, "float32", NumpyBackend())
     names, layers = list(p), len(neuron_cnt) - 1
     assert names == [f"W{k}" for k in range(layers)] + [f"b{k}" for k in range(layers)]
-    assert p.n_weights == sum(a * b for a, b in zip(neuron_cnt[:-1], neuron_cnt[1:], strict=True))
+    assert p.n_weights == sum(a * b for a, b in itertools.pairwise(neuron_cnt))
     assert p.flat.size == p.n_weights + sum(neuron_cnt[1:])
     assert all(np.shares_memory(p[name], p.flat) for name in names)
 

@@ -1,4 +1,4 @@
-"""A run that stopped anywhere and goes on from its checkpoint ends with the bits of one that never stopped."""
+"""A run that stopped anywhere and goes on from its checkpoint ends with the bits of one that never did."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Crash(Exception):
 
 @pytest.fixture
 def crash_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
-    """`crash_after(n, action)`: calls `action` when the n-th update of the next run is done, before anything is saved."""
+    """`crash_after(n, action)` calls `action` once a run has done n updates, before anything is saved."""
     steps = PlainEngine.steps
 
     def install(updates: int, action: Callable[[], None]) -> None:
@@ -113,7 +113,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "nesterov": {"optimizer": "momentum", "optimizer_options": {"nesterov": True, "weight_decay": 0.1}},
     "accumulate": {"accumulate": 2, "optimizer_options": {"clip_norm": 0.1}},
     "dropout": {"dropout": 0.4},
-    "early stopping": {"early_stopping": 2, "dev_X": small_set()[0], "dev_Y": 1 - small_set()[1], "print_interval": 1},
+    "early stopping": {
+        "early_stopping": 2,
+        "dev_X": small_set()[0],
+        "dev_Y": 1 - small_set()[1],
+        "print_interval": 1,
+    },
     "schedule by step": {"lr_scheduler": get_hyperbola_func(0.5), "schedule_by": "step"},
     "schedule by epoch": {"lr_scheduler": get_hyperbola_func(0.5), "optimizer": "gd"},
     "shuffle once": {"shuffle": "once"},
@@ -127,7 +132,7 @@ def resumed_options(variant: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in variant.items() if k not in ("dropout", "dtype")}
 
 
-# --- the same bits ----------------------------------------------------------------------------------------------------
+# --- the same bits ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("epoch", range(EPOCHS - 1))
@@ -150,15 +155,14 @@ def test_a_run_interrupted_at_any_step_saves_and_ends_with_the_same_bits(
 ) -> None:
     options = VARIANTS[variant]
     straight = fit(None, **options)
-    for update in range(1, 2 * BATCHES, 1):
+    for update in range(1, 2 * BATCHES):
         folder = tmp_path / str(update)
         crash_after(update, interrupt)
-        try:
-            finished = fit(folder, **options)
-        except Interrupted as stop:
-            assert str(stop).endswith(f"resume with recover_from={str(folder / LATEST)!r}")
-            crash_after(0, crash)
-            finished = fit(folder, recover_from=folder / LATEST, **resumed_options(options))
+        with pytest.raises(Interrupted) as caught:
+            fit(folder, **options)
+        assert str(caught.value).endswith(f"resume with recover_from={str(folder / LATEST)!r}")
+        crash_after(0, crash)
+        finished = fit(folder, recover_from=folder / LATEST, **resumed_options(options))
         assert_same_bits(finished, straight)
 
 
@@ -228,7 +232,7 @@ def test_without_an_optimizer_that_of_the_checkpoint_goes_on(tmp_path: Path) -> 
     assert_same_bits(resumed, straight)
 
 
-# --- what differs is said, or refused -----------------------------------------------------------------------------------
+# --- what differs is said, or refused -----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -254,10 +258,8 @@ def test_another_optimizer_starts_its_moments_anew_with_a_warning(stopped: Path,
         resumed = fit(None, optimizer=name, recover_from=stopped)
     assert resumed.history.epoch == [0, 1, 2, 3]
     assert resumed.optimizer.steps == 2 * BATCHES
-    assert (
-        f"the checkpoint was trained with optimizer Adam, this run goes on with {type(resumed.optimizer).__name__}"
-        in (resumed.notices)
-    )
+    now = type(resumed.optimizer).__name__
+    assert f"the checkpoint was trained with optimizer Adam, this run goes on with {now}" in resumed.notices
 
 
 ORDERING: list[tuple[dict[str, Any], str]] = [
@@ -366,15 +368,28 @@ def test_a_checkpoint_that_does_not_match_names_the_key(within: Path, edit: Any,
 
 
 def pickled(file: Path) -> None:
-    np.savez(file, **{"model/W0": np.array([{}], dtype=object), "meta": np.zeros(1)})
+    arrays: dict[str, Any] = {"model/W0": np.array([{}], dtype=object), "meta": np.zeros(1)}
+    np.savez(file, **arrays)
+
+
+def cut(size: int) -> Callable[[Path], None]:
+    """Leaves `size` bytes of a file; a negative size takes that many from its end."""
+
+    def spoil(file: Path) -> None:
+        file.write_bytes(file.read_bytes()[:size])
+
+    return spoil
 
 
 FILES: list[tuple[Callable[[Path], None], str]] = [
-    (lambda file: file.write_bytes(file.read_bytes()[:-300]) and None, "damaged or foreign"),
-    (lambda file: file.write_bytes(file.read_bytes()[:1000]) and None, "damaged or foreign"),
-    (lambda file: file.write_bytes(b"") and None, "damaged or foreign"),
+    (cut(-300), "damaged or foreign"),
+    (cut(1000), "damaged or foreign"),
+    (cut(0), "damaged or foreign"),
     (lambda file: np.savez(file, a=np.zeros(2)), "meta is missing"),
-    (lambda file: np.savez(file, meta=np.frombuffer(json.dumps({"format": "x"}).encode(), np.uint8)), "foreign"),
+    (
+        lambda file: np.savez(file, meta=np.frombuffer(json.dumps({"format": "x"}).encode(), np.uint8)),
+        "foreign",
+    ),
     (pickled, "model/W0"),
 ]
 

@@ -1,27 +1,20 @@
-"""Training from start to end: what is stepped, in which order, and what is left when it ends."""
+"""Training from start to end: what is stepped, in which order, on which data."""
 
 from __future__ import annotations
 
 import inspect
-import threading
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from catopt_xp import plan as plan_module
-from catopt_xp.callbacks import TrainState
-from catopt_xp.checkpoint import read_checkpoint
 from catopt_xp.data import DataSet, batches, epoch_order
 from catopt_xp.history import History
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import Adam, BaseOptimizer, GradientDescent, make_optimizer
 from catopt_xp.plan import DEFAULTS, Plan, prepare
 from catopt_xp.running import Run
-from catopt_xp.saving import load_model
 from catopt_xp.schedules import get_table_func
 from catopt_xp.training import TrainResult, train
 
@@ -31,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 
 def small_set(m: int = M, seed: int = 0) -> tuple[Array, Array]:
-    """Pixels (n_x, m), sample-major, and labels: whether the first half of the features is the brighter one."""
+    """Pixels (n_x, m), sample-major, and labels: whether the first half of the features is brighter."""
     X = np.random.default_rng(seed).integers(0, 256, (m, N_X), dtype=np.uint8).T
     return X, (X[:6].mean(axis=0, keepdims=True) > X[6:].mean(axis=0, keepdims=True)).astype(np.int64)
 
@@ -39,7 +32,14 @@ def small_set(m: int = M, seed: int = 0) -> tuple[Array, Array]:
 def arguments(**given: Any) -> dict[str, Any]:
     """Those of a short, quiet run on the CPU; `given` override them."""
     X, Y = small_set()
-    quiet: dict[str, Any] = {"X": X, "Y": Y, "total_epoch": 3, "batch_size": 16, "save_dir": None, "device": "cpu"}
+    quiet: dict[str, Any] = {
+        "X": X,
+        "Y": Y,
+        "total_epoch": 3,
+        "batch_size": 16,
+        "save_dir": None,
+        "device": "cpu",
+    }
     quiet |= {"verbose": False, "print_interval": 1}
     if given.get("model") is None:
         quiet["hidden"] = (6, 5)
@@ -65,45 +65,38 @@ def flat(model: BaseRegressionModel) -> Array:
     return np.concatenate([x.ravel() for x in model.save().values()])
 
 
-class Recorder:
-    """A callback that keeps what it was shown, and the weights at that time."""
-
-    def __init__(self, stop_after: int | None = None, fail_after: int | None = None) -> None:
-        self.states: list[TrainState] = []
-        self.weights: list[Array] = []
-        self.stop_after, self.fail_after = stop_after, fail_after
-
-    def on_epoch(self, state: TrainState) -> None:
-        self.states.append(state)
-        self.weights.append(flat(state.model))
-        state.stop = state.epoch == self.stop_after
-        if state.epoch == self.fail_after:
-            raise RuntimeError("a callback failed")
-
-
-# --- defaults ---------------------------------------------------------------------------------------------------------
+# --- defaults -----------------------------------------------------------------------------------------------
 
 
 def test_the_chapter_s_arguments_keep_their_order_and_defaults() -> None:
     parameters = inspect.signature(train).parameters
     positional = {k: p.default for k, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
-    chapter = {"model": None, "optimizer": None, "X": None, "Y": None, "total_epoch": 100, "batch_size": 64}
+    chapter: dict[str, Any] = {
+        "model": None,
+        "optimizer": None,
+        "X": None,
+        "Y": None,
+        "total_epoch": 100,
+        "batch_size": 64,
+    }
     chapter |= {"model_name": "model", "save_dir": "work_dirs", "recover_from": None, "print_interval": 10}
     chapter |= {"dev_X": None, "dev_Y": None, "plot_mini_batch": False}
     assert list(positional.items()) == list(chapter.items())
     assert {name: parameters[name].default for name in DEFAULTS} == dict(DEFAULTS)
 
 
-def test_nothing_given_trains_the_reference_network_on_the_built_in_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_given_trains_the_reference_network_on_the_built_in_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[tuple[Any, ...]] = []
 
     def load(*source: Any, **options: Any) -> DataSet:
-        asked.append((*source, options))
+        asked.append(source)
         return DataSet(*small_set(), *small_set(10, seed=1), classes=("dog", "cat"), name="stand-in")
 
     monkeypatch.setattr(plan_module, "load_data", load)
     result = train(total_epoch=2, save_dir=None, device="cpu", verbose=False)
-    assert asked == [(None, None, {"seed": 0, "on_error": "raise", "train_size": None, "dev_size": None})]
+    assert asked == [(None, None, None, None)]  # data, img_shape, train_size, dev_size
     assert isinstance(result.model, DeepNetwork)
     assert result.model.neuron_cnt == [N_X, 30, 20, 20, 1]
     assert result.model.activation_func == ["relu", "relu", "relu", "sigmoid"]
@@ -114,7 +107,8 @@ def test_nothing_given_trains_the_reference_network_on_the_built_in_set(monkeypa
 
 
 @pytest.mark.parametrize(
-    ("name", "rate"), [("gd", 1e-3), ("momentum", 1e-3), ("rmsprop", 1e-5), ("adam", 1e-5), ("GradientDescent", 1e-3)]
+    ("name", "rate"),
+    [("gd", 1e-3), ("momentum", 1e-3), ("rmsprop", 1e-5), ("adam", 1e-5), ("GradientDescent", 1e-3)],
 )
 def test_a_named_optimizer_has_the_chapter_s_learning_rate(name: str, rate: float) -> None:
     result = fit(optimizer=name, total_epoch=1)
@@ -122,11 +116,11 @@ def test_a_named_optimizer_has_the_chapter_s_learning_rate(name: str, rate: floa
     assert fit(optimizer=name, total_epoch=1, learning_rate=0.5).history.learning_rate == [0.5]
 
 
-# --- steps ------------------------------------------------------------------------------------------------------------
+# --- steps --------------------------------------------------------------------------------------------------
 
 
 def by_hand(model: DeepNetwork, optimizer: BaseOptimizer, epochs: int, batch_size: int) -> list[float]:
-    """The definition: forward, backward, zero_grad, add_grad, step, over the orders of seed 0; every batch's loss."""
+    """The definition: forward, backward, zero_grad, add_grad, step, over the orders of seed 0; every loss."""
     X, Y = small_set()
     losses = []
     for epoch in range(epochs):
@@ -233,7 +227,28 @@ def test_every_optimizer_takes_a_schedule(name: str) -> None:
     assert fit(optimizer=name, lr_scheduler=table).history.learning_rate == [1e-3, 1e-3, 1e-4]
 
 
-# --- data -------------------------------------------------------------------------------------------------------------
+class SignDescent(GradientDescent):
+    """A rule of the user's own: it overrides `step`, as the chapter's readers do."""
+
+    calls = 0
+
+    def step(self) -> None:
+        assert self._gradient is not None
+        type(self).calls += 1
+        for name, p in self.param_dict.items():
+            p -= self.learning_rate * np.sign(self._gradient[name])
+
+
+def test_an_optimizer_with_a_step_of_its_own_is_stepped_through_the_protocol() -> None:
+    model, expected = small_network(), small_network()
+    SignDescent.calls = 0
+    fit(model=model, optimizer=SignDescent(model.save(), 0.001), total_epoch=2)
+    assert SignDescent.calls == 2 * 4
+    by_hand(expected, SignDescent(expected.save(), 0.001), epochs=2, batch_size=16)
+    assert np.array_equal(flat(model), flat(expected))
+
+
+# --- data ---------------------------------------------------------------------------------------------------
 
 
 def test_pixels_and_their_values_in_0_to_1_train_alike() -> None:
@@ -273,7 +288,10 @@ def test_history_has_a_value_for_each_epoch_and_each_evaluation(interval: int) -
     assert {len(values) for values in by_epoch} == {6}
     assert {len(values) for values in by_evaluation} == {len(evaluated)}
     assert len(history.mini_batch_loss) == 6 * 4
-    assert result.model.evaluate(dev_X, dev_Y, return_loss=True) == (history.dev_accuracy[-1], history.dev_loss[-1])
+    assert result.model.evaluate(dev_X, dev_Y, return_loss=True) == (
+        history.dev_accuracy[-1],
+        history.dev_loss[-1],
+    )
     assert set(history.timings) == {"read", "decode", "move", "train", "evaluate", "save"}
     assert history.timings["train"] == pytest.approx(sum(history.seconds))
     assert History.from_json(history.to_json()) == history
@@ -300,201 +318,14 @@ def test_dropout_is_drawn_from_the_seed_and_left_out_of_evaluation() -> None:
     assert with_dropout.model.evaluate(X, Y, return_loss=True) == expected
 
 
-# --- stopping, callbacks, live views ----------------------------------------------------------------------------------
+def test_every_step_has_a_dropout_mask_of_its_own() -> None:
+    masks: list[bytes] = []
 
+    class Watched(DeepNetwork):
+        def _dropout_masks(self, count: int) -> list[Any]:
+            drawn = super()._dropout_masks(count)
+            masks.append(drawn[0][:, :12].tobytes())  # the last batch has 12 samples
+            return drawn
 
-def test_early_stopping_ends_and_restores_the_best_weights(tmp_path: Path) -> None:
-    X, Y = small_set()
-    common: dict[str, Any] = {"dev_X": X, "dev_Y": 1 - Y, "learning_rate": 0.02}  # its cost rises as training goes on
-    result = fit(total_epoch=20, early_stopping=2, save_dir=tmp_path, **common)
-    best = int(np.argmin(result.history.dev_loss))
-    assert len(result.history.epoch) == best + 3 < 20
-    assert np.array_equal(flat(result.model), flat(fit(total_epoch=best + 1, **common).model))
-    assert result.checkpoint is not None
-    assert np.array_equal(flat(load_model(result.checkpoint)), flat(result.model))
-    again = fit(total_epoch=20, early_stopping=2, recover_from=result.checkpoint, save_dir=tmp_path, **common)
-    assert again.history.epoch == result.history.epoch
-    assert "early stopping ended this run" in " ".join(again.notices)
-    assert np.array_equal(flat(again.model), flat(result.model))
-
-
-def test_without_a_dev_set_early_stopping_looks_at_the_training_cost() -> None:
-    result = fit(total_epoch=20, early_stopping=1, optimizer="gd", learning_rate=1e-30)  # no step moves a weight
-    assert result.history.epoch == [0, 1]
-
-
-def test_callbacks_see_every_epoch_and_can_end_the_run(tmp_path: Path) -> None:
-    first, second = Recorder(), Recorder(stop_after=3)
-    result = fit(total_epoch=9, print_interval=2, callbacks=[first, second], save_dir=tmp_path, learning_rate=0.01)
-    assert [state.epoch for state in first.states] == [state.epoch for state in second.states] == [0, 1, 2, 3]
-    assert [state.evaluated for state in first.states] == [True, False, True, False]
-    assert all(state.history is result.history and state.optimizer is result.optimizer for state in first.states)
-    assert np.array_equal(first.weights[-1], flat(result.model))
-    assert np.array_equal(flat(load_model(tmp_path / "model_latest.npz")), flat(result.model))
-
-
-def test_parameters_taken_before_training_are_live_and_stay_so_after_an_exception() -> None:
-    model = small_network()
-    parameters, before, seen = model.save(), flat(model), Recorder(fail_after=1)
-    optimizer = Adam(parameters, 0.01)
-    with pytest.raises(RuntimeError, match="a callback failed"):
-        fit(model=model, optimizer=optimizer, callbacks=[seen])
-    assert model.save() is parameters
-    assert np.array_equal(parameters.flat, seen.weights[-1])
-    assert not np.array_equal(before, parameters.flat)
-    result = fit(model=model, optimizer=optimizer)
-    assert (result.model, result.optimizer) == (model, optimizer)
-    assert not np.array_equal(parameters.flat, seen.weights[-1])
-
-
-def test_training_works_outside_the_main_thread() -> None:
-    results: list[TrainResult] = []
-    thread = threading.Thread(target=lambda: results.append(fit()))
-    thread.start()
-    thread.join()
-    assert np.array_equal(flat(results[0].model), flat(fit().model))
-
-
-# --- what is said and kept --------------------------------------------------------------------------------------------
-
-
-def test_the_first_line_names_device_and_engine_and_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    fit(batch_size=99)
-    assert capsys.readouterr() == ("", "")
-    fit(batch_size=99, verbose=True)
-    out, err = capsys.readouterr()
-    assert " on cpu " in out.splitlines()[0]
-    assert "engine plain" in out.splitlines()[0]
-    assert out.splitlines()[1] == "note: batch size 99 is more than the 60 samples there are: 60 is used"
-    assert [line.split(":")[0] for line in out.splitlines()[2:5]] == ["epoch    0", "epoch    1", "epoch    2"]
-    assert "time by stage:" in out
-    assert err == ""
-    fit(progress=True)
-    assert "epoch" in capsys.readouterr().err
-
-
-def test_the_mini_batch_cost_is_drawn_beside_the_checkpoint(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    fit(save_dir=tmp_path / "new" / "folder", model_name="cats", plot_mini_batch=True)
-    names = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
-    assert names == ["cats_latest.npz", "cats_mini_batch.png"]
-
-
-@pytest.mark.parametrize(
-    ("options", "saved"),
-    [
-        ({}, [1, 3, 5, 7]),
-        ({"print_interval": 3}, [1, 4, 7]),
-        ({"checkpoint_every": 3}, [3, 6, 7]),
-        ({"checkpoint_every_steps": 6, "print_interval": 50}, [1, (1, 2), 3, (4, 2), 6, 7]),
-    ],
-    ids=str,
-)
-def test_checkpoints_are_written_when_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], saved: list[Any]
-) -> None:
-    places: list[Any] = []
-    save = Run._save
-
-    def watched(run: Run) -> None:
-        save(run)
-        epoch, done = run.position.epoch, run.position.batches
-        places.append((epoch, done) if done else epoch)
-
-    monkeypatch.setattr(Run, "_save", watched)
-    fit(save_dir=tmp_path, total_epoch=7, **({"print_interval": 2} | options))
-    assert places == saved
-
-
-def arrays_in(value: Any, seen: set[int]) -> Iterator[Array]:
-    """Every array within an object, however deep."""
-    if id(value) in seen or isinstance(value, type | str | SimpleNamespace) or inspect.ismodule(value):
-        return
-    seen.add(id(value))
-    if isinstance(value, np.ndarray):
-        yield value
-    elif isinstance(value, Mapping) and not hasattr(value, "__dict__"):
-        for item in value.values():
-            yield from arrays_in(item, seen)
-    elif isinstance(value, list | tuple | set):
-        for item in value:
-            yield from arrays_in(item, seen)
-    elif hasattr(value, "__dict__"):
-        yield from arrays_in(dict(vars(value)), seen)
-
-
-@pytest.mark.parametrize("name", RATES)
-def test_no_array_of_a_float32_run_is_float64(name: str, tmp_path: Path) -> None:
-    X, Y = small_set()
-    settings: dict[str, Any] = {"optimizer": name, "dropout": 0.2, "early_stopping": 9, "accumulate": 2}
-    options = {"l2": 1e-3, "weight_decay": 1e-3, "clip_norm": 1.0}
-    run = make_run(X=X / 255.0, dev_X=X, dev_Y=Y, save_dir=tmp_path, optimizer_options=options, **settings)
-    run.train()
-    found = list(arrays_in([run.engine, run.early_stopping, run.job.train_set, run.job.dev_set], set()))
-    assert len(found) > 20
-    assert {x.dtype.name for x in found} <= {"float32", "uint8", "int64", "bool"}
-    assert run.checkpoint is not None
-    saved, _ = read_checkpoint(run.checkpoint)
-    assert {x.dtype.name for x in saved.values()} == {"float32"}
-
-
-# --- models and optimizers of the user's own --------------------------------------------------------------------------
-
-
-class Logistic(BaseRegressionModel):
-    """Logistic regression, written against the base class alone."""
-
-    def __init__(self, n_x: int) -> None:
-        self.own = {"W0": np.zeros((1, n_x), dtype=np.float32), "b0": np.zeros((1, 1), dtype=np.float32)}
-
-    def forward(self, X: Any, train_mode: bool = True) -> Any:
-        A = 1 / (1 + np.exp(-(self.own["W0"] @ X + self.own["b0"])))
-        if train_mode:
-            self.X, self.A = X, A
-        return A
-
-    def backward(self, Y: Any) -> None:
-        dZ = (self.A - Y) / Y.shape[1]
-        self.gradients = {"W0": dZ @ self.X.T, "b0": dZ.sum(axis=1, keepdims=True)}
-
-    def get_grad_dict(self) -> dict[str, Any]:
-        return self.gradients
-
-    def save(self) -> dict[str, Any]:
-        return self.own
-
-    def load(self, state_dict: Mapping[str, Any]) -> None:
-        for name, x in self.own.items():
-            x[...] = state_dict[name]
-
-
-class SignDescent(GradientDescent):
-    """A rule of the user's own: it overrides `step`, as the chapter's readers do."""
-
-    calls = 0
-
-    def step(self) -> None:
-        assert self._gradient is not None
-        type(self).calls += 1
-        for name, p in self.param_dict.items():
-            p -= self.learning_rate * np.sign(self._gradient[name])
-
-
-@pytest.mark.parametrize("early_stopping", [None, 3])
-def test_a_model_of_one_s_own_trains_saves_and_resumes(tmp_path: Path, early_stopping: int | None) -> None:
-    common: dict[str, Any] = {"save_dir": tmp_path, "learning_rate": 0.05, "early_stopping": early_stopping}
-    straight = fit(model=Logistic(N_X), total_epoch=10, **common)
-    assert straight.history.train_accuracy[-1] > 0.7
-    short = fit(model=Logistic(N_X), total_epoch=10, callbacks=[Recorder(stop_after=4)], **common)
-    resumed = fit(model=Logistic(N_X), total_epoch=10, recover_from=short.checkpoint, **common)
-    assert np.array_equal(flat(resumed.model), flat(straight.model))
-    assert resumed.history.mini_batch_loss == straight.history.mini_batch_loss
-
-
-def test_an_optimizer_with_a_step_of_its_own_is_stepped_through_the_protocol() -> None:
-    model, expected = small_network(), small_network()
-    SignDescent.calls = 0
-    fit(model=model, optimizer=SignDescent(model.save(), 0.001), total_epoch=2)
-    assert SignDescent.calls == 2 * 4
-    by_hand(expected, SignDescent(expected.save(), 0.001), epochs=2, batch_size=16)
-    assert np.array_equal(flat(model), flat(expected))
+    fit(model=Watched([N_X, 6, 1], ["relu", "sigmoid"], dropout=0.5))
+    assert len(masks) == len(set(masks)) == 3 * 4

@@ -110,7 +110,7 @@ def _check_finite(samples: Array, source: Backend, name: str) -> None:
         return
     xp = source.xp
     for start in range(0, samples.shape[0], CHECK_ROWS):
-        part = xp.isfinite(samples[start : start + CHECK_ROWS])
+        part = xp.isfinite(samples[start : min(samples.shape[0], start + CHECK_ROWS), :])
         if not bool(xp.all(part)):  # sync
             row, column = (int(i[0]) for i in np.nonzero(~asnumpy(part)))
             raise ValueError(

@@ -1,0 +1,277 @@
+"""The package as a whole: what importing loads, who may import whom, public names, doctests, no hidden state."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import catopt_xp
+from catopt_xp.version import __version__
+
+FOLDER = Path(catopt_xp.__file__).parent
+MODULES = sorted(m.name for m in pkgutil.walk_packages([str(FOLDER)], prefix="catopt_xp."))
+SOURCES = {"catopt_xp": FOLDER / "__init__.py"} | {
+    name: path
+    if (path := FOLDER.parent / (name.replace(".", "/") + ".py")).exists()
+    else path.with_suffix("") / "__init__.py"
+    for name in MODULES
+}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+
+# A new module enters this table. Imports go to lower floors; a name that ends with a dot stands for the whole folder.
+FLOORS = {
+    0: "version backend devices machine threads timers schedules averages",
+    1: "functional parameters blocks checkpoint plots",
+    2: "data data. network base_optimizer optim",
+    3: "engines engines. history callbacks saving batch_size",
+    4: "plan running training",
+    5: "experiments arguments",
+    6: "cli __main__",
+}
+SIDEWAYS = {
+    ("backend", "devices"): "the backend asks whether a GPU can be used",
+    ("backend", "machine"): "free memory of the host",
+    ("backend", "threads"): "NumPy's tasks run on them",
+    ("backend", "timers"): "a backend hands out its stopwatch",
+    ("devices", "machine"): "a report is made of facts about the machine",
+    ("threads", "machine"): "the number of processors",
+    ("plots", "checkpoint"): "a picture's file too is written whole or not at all",
+    ("blocks", "functional"): "the scale of pixels is written there, once",
+    ("optim", "base_optimizer"): "the methods, and what they share",
+    ("batch_size", "engines.plain"): "a size is chosen by the time of its steps",
+    ("callbacks", "history"): "a callback reads the history",
+    ("running", "plan"): "a run carries out a plan",
+    ("training", "plan"): "train() makes a plan",
+    ("training", "running"): "and runs it",
+    ("__main__", "cli"): "python -m catopt_xp is the command line",
+}
+# Who may import a library that is heavy, optional, or bound to a device.
+HOMES = {
+    "cupy": {"backend"},
+    "PIL": {"data."},
+    "matplotlib": {"plots"},
+    "numba": set[str](),
+    "sklearn": set[str](),
+    "mpi4py": set[str](),
+}
+
+
+def short(module: str) -> str:
+    return module.removeprefix("catopt_xp").removeprefix(".")
+
+
+def is_in(module: str, entries: Any) -> bool:
+    folder = module.split(".")[0] + "."
+    return module in entries or ("." in module and folder in entries)
+
+
+def floor_of(module: str) -> int:
+    floors = [floor for floor, names in FLOORS.items() if is_in(module, names.split())]
+    assert len(floors) == 1, f"{module} stands on the floors {floors} of the table"
+    return floors[0]
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported anywhere in a source, but for what only a type checker sees."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"a relative import: {ast.unparse(node)}"
+            yield from (_module_of(node.module or "", alias.name) for alias in node.names)
+        else:
+            yield from imports_of(node)
+
+
+def _module_of(module: str, name: str) -> str:
+    """`from package import module` means the module, `from module import name` the module that is asked."""
+    return f"{module}.{name}" if f"{module}.{name}" in MODULES else module
+
+
+OWN_IMPORTS = {
+    short(name): sorted({short(found) for found in imports_of(tree) if found.split(".")[0] == "catopt_xp"})
+    for name, tree in TREES.items()
+}
+
+
+def python(code: str, *arguments: str) -> str:
+    run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+# Imports.
+
+LOADED = """
+import sys
+exec(sys.argv[1])
+print(sorted({"cupy", "numba", "PIL", "matplotlib", "sklearn", "mpi4py"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import catopt_xp",
+        "import catopt_xp; catopt_xp.train",
+        "import catopt_xp; dir(catopt_xp)",
+        "import catopt_xp.cli",
+    ],
+)
+def test_importing_loads_no_heavy_or_optional_library(code: str) -> None:
+    assert python(LOADED, code) == "[]\n"
+
+
+def test_importing_the_package_loads_none_of_its_modules_but_the_version() -> None:
+    code = "import sys, catopt_xp; print([m for m in sorted(sys.modules) if m.startswith('catopt_xp') or m == 'numpy'])"
+    assert python(code) == "['catopt_xp', 'catopt_xp.version']\n"
+
+
+@pytest.mark.parametrize("module", [name for name in OWN_IMPORTS if name])
+def test_imports_run_downwards(module: str) -> None:
+    floor = floor_of(module)
+    for imported in OWN_IMPORTS[module]:
+        assert imported, f"{module} imports the package itself, which is above every floor"
+        in_one_folder = module.split(".")[0] == imported.split(".")[0]  # there no circle is all that is asked
+        if not in_one_folder and (module, imported) not in SIDEWAYS:
+            assert floor_of(imported) < floor, f"{module} (F{floor}) imports {imported} (F{floor_of(imported)})"
+
+
+def test_imports_make_no_circle() -> None:
+    left = {name: set(found) for name, found in OWN_IMPORTS.items()}
+    while left:
+        free = {name for name, found in left.items() if not found & set(left)}
+        assert free, f"a circle among {sorted(left)}"
+        left = {name: found for name, found in left.items() if name not in free}
+
+
+def test_every_sideways_import_that_is_allowed_is_made() -> None:
+    made = {(module, imported) for module, found in OWN_IMPORTS.items() for imported in found}
+    assert set(SIDEWAYS) <= made
+    assert all(floor_of(a) == floor_of(b) for a, b in SIDEWAYS)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if "data." not in name])
+def test_a_docstring_that_names_a_floor_names_its_own(module: str) -> None:
+    named = re.findall(r"\b[Ff]loor F(\d)", ast.get_docstring(TREES[module]) or "")
+    assert set(named) <= {str(floor_of(short(module)))}
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_only_its_own_modules_import_a_library(library: str) -> None:
+    importers = {short(name) for name, tree in TREES.items() if library in {i.split(".")[0] for i in imports_of(tree)}}
+    assert {name for name in importers if not is_in(name, HOMES[library])} == set()
+    assert importers or not HOMES[library], f"nothing imports {library}: the table is out of date"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_inside_functions_are_of_optional_libraries_alone(module: str) -> None:
+    functions = [n for n in ast.walk(TREES[module]) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inside = {found.split(".")[0] for function in functions for found in imports_of(function)}
+    assert inside <= set(HOMES), "move these imports to the head of the module"
+
+
+# Names and documentation.
+
+
+def test_every_public_name_resolves_is_documented_and_listed() -> None:
+    for name in catopt_xp.__all__:
+        thing = getattr(catopt_xp, name)
+        assert name in dir(catopt_xp)
+        if name != "__version__":
+            assert (inspect.getdoc(thing) or "").strip(), f"{name} has no docstring"
+            assert thing.__module__.startswith("catopt_xp."), name
+    assert len(set(catopt_xp.__all__)) == len(catopt_xp.__all__)
+    with pytest.raises(AttributeError, match="module 'catopt_xp' has no attribute 'nothing'"):
+        catopt_xp.nothing  # noqa: B018
+
+
+def test_a_type_checker_sees_the_names_that_run() -> None:
+    seen: dict[str | None, str | None] = {}
+    for node in ast.walk(TREES["catopt_xp"]):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for line in node.body:
+                assert isinstance(line, ast.ImportFrom)
+                seen |= {alias.asname: line.module for alias in line.names}
+    assert seen == {name: f"catopt_xp.{module}" for name, module in catopt_xp._HOME.items()}
+
+
+def test_the_names_of_the_chapter_are_public() -> None:
+    names = "BaseOptimizer BaseRegressionModel DeepNetwork GradientDescent Momentum RMSProp Adam const_lr"
+    names += " get_hyperbola_func get_cat_set save_state_dict load_state_dict load_model train"
+    assert set(names.split()) <= set(catopt_xp.__all__)
+
+
+def public_things(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    for name, thing in vars(module).items():
+        if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__ and callable(thing):
+            yield name, thing
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_and_their_public_functions_and_classes_are_documented(module: str) -> None:
+    loaded = importlib.import_module(module)
+    assert (loaded.__doc__ or "").strip()
+    missing = [name for name, thing in public_things(loaded) if not (inspect.getdoc(thing) or "").strip()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("module", ["catopt_xp", *MODULES])
+def test_examples_in_docstrings_run_and_leave_no_files(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.failed == 0, f"{result.failed} of {result.attempted} examples of {module}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_package_has_examples_at_all() -> None:
+    examples = sum(source.read_text(encoding="utf-8").count(">>> ") for source in SOURCES.values())
+    assert examples > 50
+
+
+# State and files.
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_holds_constants_alone(module: str) -> None:
+    loaded = importlib.import_module(module)
+    mutable = [
+        name
+        for name, value in vars(loaded).items()
+        if isinstance(value, list | dict | set | bytearray | np.ndarray)
+        and not (name.startswith("__") or name.lstrip("_").isupper())
+    ]
+    assert mutable == [], "a constant has a name in capitals; anything else belongs in an object"
+    assert not [ast.unparse(n) for n in ast.walk(TREES[module]) if isinstance(n, ast.Global)]
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (FOLDER / "py.typed").is_file()
+
+
+def test_the_version_is_that_of_the_installed_distribution() -> None:
+    assert catopt_xp.__version__ == __version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc|\.dev)\d+)?", __version__)
+    try:
+        installed = importlib.metadata.version("catopt-xp")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("catopt-xp is not installed: it runs from its sources")
+    assert installed == __version__
