@@ -1,4 +1,4 @@
-"""`python -m catopt_xp`: the command line."""
+"""`python -m catopt_xp`: the command line. Floor F6."""
 
 from __future__ import annotations
 

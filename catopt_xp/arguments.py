@@ -170,10 +170,9 @@ def _add_optimizer(parser: Parser) -> None:
         "--schedule",
         dest="lr_scheduler",
         type=schedule,
-        default="const",
         metavar="S",
         help="const, hyperbola:RATE, exponential:BASE, sqrt:K, staircase:FACTOR,EVERY, table:EPOCH=LR,..., "
-        "cosine:EPOCHS[,FINAL]; before any of them warmup:EPOCHS[,START]+ (default: const)",
+        "cosine:EPOCHS[,FINAL]; before any of them warmup:EPOCHS[,START]+ (default: const; resumed: the checkpoint's)",
     )
     group.add_argument("--schedule-by", choices=("epoch", "step"), default="epoch", help="its clock (default: epoch)")
     group.add_argument("--weight-decay", type=not_negative, metavar="X", help="decoupled, of weights (default: 0)")

@@ -1,6 +1,6 @@
 """Where arrays live: one object names the array module (``xp``), the device and why it was chosen.
 
-NumPy on a CPU, CuPy on an NVIDIA GPU, and one portable backend that uses nothing beyond the Python array API
+Floor F0. NumPy on a CPU, CuPy on an NVIDIA GPU, and one portable backend that uses nothing beyond the Python array API
 standard (the tests run every formula on it, which shows that no formula leans on NumPy alone).
 There is no current device: a backend is passed on, or read off the arrays with :func:`backend_of`.
 Importing this module never imports CuPy; the first request for a GPU does.

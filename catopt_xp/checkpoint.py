@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import time
 import zipfile
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from catopt_xp.files import write_whole
+
 FORMAT = "catopt_xp checkpoint"
 VERSION = 1
-STALE_AFTER = 60.0  # seconds without a write after which the writer of a temporary file counts as killed
 
 # What reading a damaged or foreign archive may raise.
 DAMAGE = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
@@ -41,50 +39,6 @@ def npz_path(filename: str | os.PathLike[str]) -> Path:
     """
     path = Path(filename)
     return path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
-
-
-def write_whole(path: Path, write: Any) -> None:
-    """Calls `write(file)` on a temporary file beside `path`, flushes it to the disk, then renames it into place.
-
-    Whatever happens, `path` holds either what it held before or all of the new content; a link stays a link, and the
-    file that it names is replaced. Raises OSError naming `path`.
-    """
-    target = path.resolve()
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            with open(temporary, "xb") as file:  # opened, not made by tempfile: it gets the umask's permissions
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(error.errno, f"could not write {path}: {reason}; free space or choose another folder") from error
-    _sync_folder(target.parent)
-
-
-def remove_stale(path: Path) -> None:
-    """Removes the temporary files that killed writers of `path` left beside it, those not written to for a minute.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     left = Path(folder, ".a.npz.x1.tmp")
-    ...     left.touch()
-    ...     os.utime(left, (0, 0))
-    ...     remove_stale(Path(folder, "a.npz"))
-    ...     left.exists()
-    False
-    """
-    target = path.resolve()
-    for left in target.parent.iterdir():
-        if left.name.startswith(f".{target.name}.") and left.suffix == ".tmp":
-            with suppress(OSError):  # another run may have removed it; one that cannot be removed does no harm
-                if time.time() - left.stat().st_mtime > STALE_AFTER:
-                    left.unlink()
 
 
 def write_checkpoint(filename: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Path:
@@ -177,14 +131,3 @@ def group(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     {'m/W0': 2}
     """
     return {key[len(prefix) + 1 :]: x for key, x in arrays.items() if key.startswith(prefix + "/")}
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable, where the system lets a folder be opened."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,6 +1,6 @@
 """Can the GPU be used, and if not, why not and what to do; and the report that says so.
 
-Nothing here imports CuPy: :mod:`catopt_xp.backend` hands the module in.
+Floor F0. Nothing here imports CuPy: :mod:`catopt_xp.backend` hands the module in.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catopt_xp.checkpoint import write_whole
+from catopt_xp.files import write_whole
 from catopt_xp.plots import plot_history
 
 STAGES = ("read", "decode", "move", "train", "evaluate", "save")

@@ -1,6 +1,6 @@
 """Facts about this machine: NVIDIA driver, CuPy packages, processor, free memory.
 
-Nothing here imports CuPy or starts CUDA.
+Floor F0. Nothing here imports CuPy or starts CUDA.
 """
 
 from __future__ import annotations

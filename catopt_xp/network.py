@@ -192,15 +192,20 @@ class DeepNetwork(BaseRegressionModel):
 
         Equation: `A0 = X; Z_k = W_k A_k + b_k; A_{k+1} = f_k(Z_k)`. Raises ValueError when X has other features.
         """
-        source = backend_of(X)
-        if X.ndim != 2 or X.shape[0] != self.neuron_cnt[0]:
-            raise ValueError(
-                f"forward: X has shape {tuple(X.shape)}, this network takes (n_x, m) with n_x = {self.neuron_cnt[0]}"
-                " (samples in columns; pass X.T if yours are in rows)"
-            )
-        samples = self.backend.asarray(source.xp.asarray(X).T)
+        source, samples = self._samples(X)
         A = self.forward_rows(samples, slice(0, samples.shape[0]), train_mode)
         return A if source.device == self.backend.device else source.asarray(asnumpy(A))
+
+    def _samples(self, X: Array) -> tuple[Backend, Array]:
+        """Where X (n_x, m) comes from, and its samples as (m, n_x) on this network's device."""
+        source = backend_of(X)
+        X = source.asarray(X)
+        if X.ndim != 2 or X.shape[0] != self.neuron_cnt[0] or not X.shape[1]:
+            raise ValueError(
+                f"X has shape {tuple(X.shape)}, this network takes (n_x, m) with n_x = {self.neuron_cnt[0]} and m >= 1"
+                " (samples in columns; pass X.T if yours are in rows)"
+            )
+        return source, self.backend.asarray(X.T)
 
     def forward_rows(self, samples: Array, rows: Array | slice, train_mode: bool = True) -> Array:
         """`forward` of the chosen rows of a sample-major set (m, n_x) that lies on this network's device."""
@@ -230,7 +235,8 @@ class DeepNetwork(BaseRegressionModel):
 
         `Y`: (n_out, m) of 0 and 1 for a sigmoid output, (1, m) class numbers for a softmax one.
         Equation: `dZ_last = (A - Y)/m; dW_k = dZ_k A_k^T; db_k = sum(dZ_k); dZ_{k-1} = f'(W_k^T dZ_k)`. The gradient of
-        the input is never formed. Raises RuntimeError without a forward pass in train mode.
+        the input is never formed. Raises RuntimeError without a forward pass in train mode, ValueError when Y is of
+        another shape than that batch.
         """
         trace, xp = self._trace, self.backend.xp
         if trace is None:
@@ -271,10 +277,13 @@ class DeepNetwork(BaseRegressionModel):
         """Accuracy in [0, 1] over a set; with `return_loss` also its mean loss from the logits.
 
         `X`: (n_x, m) of any device; `Y`: as for `backward`. Runs in chunks, so memory stays bounded. A multi-label
-        sample is right when all its labels are.
+        sample is right when all its labels are. Raises ValueError when shapes do not fit.
         """
-        samples = self.backend.asarray(backend_of(X).xp.asarray(X).T)
-        accuracy, loss = self.evaluate_rows(samples, self.backend.asarray(Y))
+        _, samples = self._samples(X)
+        Y = self.backend.asarray(Y)
+        Y = self.backend.xp.reshape(Y, (1, -1)) if Y.ndim == 1 else Y
+        self._check_labels(Y, samples.shape[0])
+        accuracy, loss = self.evaluate_rows(samples, Y)
         return (accuracy, loss) if return_loss else accuracy
 
     def evaluate_rows(self, samples: Array, Y: Array) -> tuple[float, float]:
@@ -300,10 +309,17 @@ class DeepNetwork(BaseRegressionModel):
 
     def _targets(self, Y: Array, logits: Array) -> Array:
         """Labels as the loss takes them: (n_out, m) of 0 and 1 in the network's dtype."""
+        Y = self.backend.asarray(Y)
+        self._check_labels(Y, logits.shape[1])
         if self.activation_func[-1] == "softmax":
             labels = self.backend.asarray(Y, dtype=self.backend.xp.int64)
             return one_hot(labels, self._classes, logits, self.backend.xp)
         return self.backend.asarray(Y, dtype=self._float)
+
+    def _check_labels(self, Y: Array, m: int) -> None:
+        expected = (1 if self.activation_func[-1] == "softmax" else self.neuron_cnt[-1], m)
+        if tuple(Y.shape) != expected:
+            raise ValueError(f"Y has shape {tuple(Y.shape)}, expected {expected}: a column for each of {m} samples")
 
     def _dropout_masks(self, count: int) -> list[Array]:
         """One mask (units, m) per hidden layer: 0, or 1/(1 - dropout). A function of seed and position alone."""

@@ -26,15 +26,15 @@ from catopt_xp.backend import (
 )
 from catopt_xp.batch_size import SMALL_SET, choose, measure, rule_of_thumb
 from catopt_xp.callbacks import Callback
-from catopt_xp.checkpoint import remove_stale
 from catopt_xp.data import DataSet, load_data
 from catopt_xp.data.order import SHUFFLES
 from catopt_xp.data.resident import ResidentSet, make_resident
 from catopt_xp.engines import check_engine
+from catopt_xp.files import remove_stale
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import BaseOptimizer, make_optimizer
 from catopt_xp.saving import Checkpoint
-from catopt_xp.schedules import Scheduler, const_lr
+from catopt_xp.schedules import Scheduler, const_lr, restore
 
 # Of the arguments of `train` that have no effect beside some others: what they are when nobody gave them.
 DEFAULTS: Mapping[str, Any] = {
@@ -42,7 +42,6 @@ DEFAULTS: Mapping[str, Any] = {
     "activation": "relu",
     "dropout": 0.0,
     "dtype": "float32",
-    "lr_scheduler": const_lr,
 }
 
 
@@ -80,7 +79,7 @@ class Plan:
     dropout: float
     dtype: str
     learning_rate: float | None
-    lr_scheduler: Scheduler
+    lr_scheduler: Scheduler | None
     schedule_by: str
     optimizer_options: Mapping[str, Any] | None
     early_stopping: int | None
@@ -129,7 +128,7 @@ class Plan:
         elif self.optimizer is not None and not isinstance(self.optimizer, str):
             kind = type(self.optimizer).__name__
             raise TypeError(f"optimizer is a {kind}; give its name, or a BaseOptimizer made of model.save()")
-        if not callable(self.lr_scheduler):
+        if self.lr_scheduler is not None and not callable(self.lr_scheduler):
             raise TypeError(f"lr_scheduler is {self.lr_scheduler!r}; give a function (learning_rate, epoch) -> rate")
         for callback in self.callbacks:
             if not callable(getattr(callback, "on_epoch", None)):
@@ -246,16 +245,17 @@ def _optimizer(plan: Plan, model: BaseRegressionModel, checkpoint: Checkpoint | 
     if isinstance(plan.optimizer, BaseOptimizer):
         _check_joined(plan.optimizer, parameters)
         return plan.optimizer
-    name, learning_rate = plan.optimizer or "adam", plan.learning_rate
+    name, learning_rate, scheduler = plan.optimizer or "adam", plan.learning_rate, plan.lr_scheduler
     options = dict(plan.optimizer_options or {})
     if plan.optimizer is None and checkpoint is not None:
         saved = dict(checkpoint.meta["optimizer"])
         name = saved["name"]
-        kept = {k: v for k, v in saved.get("options", {}).items() if k != "lr_scheduler"}
-        learning_rate = kept.pop("learning_rate", None) if learning_rate is None else learning_rate
-        kept.pop("learning_rate", None)
+        kept = dict(saved.get("options", {}))
+        rate, schedule = kept.pop("learning_rate", None), kept.pop("lr_scheduler", None)
+        learning_rate = rate if learning_rate is None else learning_rate
+        scheduler = restore(schedule) if scheduler is None and schedule is not None else scheduler
         options = kept | options
-    return make_optimizer(name, parameters, learning_rate, lr_scheduler=plan.lr_scheduler, **options)
+    return make_optimizer(name, parameters, learning_rate, lr_scheduler=scheduler or const_lr, **options)
 
 
 def _check_joined(optimizer: BaseOptimizer, parameters: Mapping[str, Any]) -> None:

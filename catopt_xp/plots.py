@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from catopt_xp.averages import moving_average
-from catopt_xp.checkpoint import write_whole
+from catopt_xp.files import write_whole
 
 PathLike = str | os.PathLike[str]
 

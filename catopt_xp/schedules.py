@@ -1,6 +1,6 @@
 """Learning-rate schedules: functions ``(learning_rate_zero, epoch) -> rate``, in plain Python floats.
 
-``learning_rate_zero`` is the rate that the optimizer was given; ``epoch`` counts from 0 and may be fractional
+Floor F0. ``learning_rate_zero`` is the rate that the optimizer was given; ``epoch`` counts from 0 and may be fractional
 (a schedule followed by step is asked for epoch 3.5 in the middle of epoch 3). Every schedule here is a small
 frozen dataclass: it can be called, pickled, compared, and printed, and a checkpoint stores that print
 (`describe`) so that a resumed run can notice another schedule.
@@ -10,13 +10,14 @@ The rates are finite and not negative. An epoch that is negative or not finite i
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Scheduler: TypeAlias = Callable[[float, float], float]
 
@@ -290,6 +291,36 @@ def describe(scheduler: Scheduler) -> str:
         return repr(scheduler)
     named = scheduler if hasattr(scheduler, "__qualname__") else type(scheduler)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def restore(description: str) -> Scheduler:
+    """The schedule that `describe` described, for a run that goes on from a checkpoint.
+
+    Raises:
+        ValueError: the text is not of a schedule of this module: one's own function has to be given again.
+
+    Example:
+        >>> restore("WarmUp(scheduler=Hyperbola(decay_rate=0.2), warmup_epoch=5.0, start=0.0)")(1e-3, 10)
+        0.0005
+    """
+    try:
+        schedule: Scheduler = _rebuilt(ast.parse(description, mode="eval").body)
+        return schedule
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f"the schedule {description} is none of the library's; pass lr_scheduler again") from error
+
+
+def _rebuilt(node: ast.expr) -> Any:
+    """A schedule or a plain value from its source: our own classes by name, literals, and nothing else."""
+    if ast.unparse(node) in (describe(const_lr), "const_lr"):
+        return const_lr
+    if not isinstance(node, ast.Call):
+        return ast.literal_eval(node)
+    ours = (Hyperbola, Exponential, InverseSquareRoot, Staircase, Table, Cosine, WarmUp)
+    kind = {kind.__name__: kind for kind in ours}.get(ast.unparse(node.func))
+    if kind is None:
+        raise ValueError(f"{ast.unparse(node.func)} is not a schedule")
+    return kind(**{keyword.arg: _rebuilt(keyword.value) for keyword in node.keywords if keyword.arg})
 
 
 def parse(text: str) -> Scheduler:

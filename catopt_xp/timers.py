@@ -1,4 +1,4 @@
-"""Stopwatches that tell host time and device time apart."""
+"""Stopwatches that tell host time and device time apart. Floor F0."""
 
 from __future__ import annotations
 

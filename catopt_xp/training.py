@@ -15,7 +15,7 @@ from catopt_xp.network import BaseRegressionModel
 from catopt_xp.optim import BaseOptimizer
 from catopt_xp.plan import Plan, prepare
 from catopt_xp.running import Run
-from catopt_xp.schedules import Scheduler, const_lr
+from catopt_xp.schedules import Scheduler
 
 
 @dataclass
@@ -63,7 +63,7 @@ def train(
     dropout: float = 0.0,
     dtype: str = "float32",
     learning_rate: float | None = None,
-    lr_scheduler: Scheduler = const_lr,
+    lr_scheduler: Scheduler | None = None,
     schedule_by: str = "epoch",
     optimizer_options: Mapping[str, Any] | None = None,
     early_stopping: int | None = None,
@@ -78,9 +78,9 @@ def train(
     What trains
         `model`: a DeepNetwork or another BaseRegressionModel; None builds `[n_x, *hidden, outputs]` with `activation`,
         `dropout`, `dtype` and `seed`. `optimizer`: an instance made of `model.save()`, or a name (gd, momentum,
-        rmsprop, adam; None: adam) to which `learning_rate` (None: the chapter's for it), `lr_scheduler` and
-        `optimizer_options` (`weight_decay`, `l2`, `clip_norm`, `beta`, `eps`, …) apply. `schedule_by`: "epoch", or
-        "step" for a schedule that is asked with a fractional epoch.
+        rmsprop, adam; None: adam) to which `learning_rate` (None: the chapter's for it), `lr_scheduler` (None:
+        constant) and `optimizer_options` (`weight_decay`, `l2`, `clip_norm`, `beta`, `eps`, …) apply. `schedule_by`:
+        "epoch", or "step" for a schedule that is asked with a fractional epoch.
     On what
         `X`: (n_x, m), uint8 pixels (seen as X/255) or numbers, with `Y`: (1, m) of 0 and 1, or class numbers for a
         softmax output; `dev_X`, `dev_Y` alike. Or `data`: a folder of photographs, an `.npz` file, `(X, Y)`,
@@ -95,7 +95,8 @@ def train(
     What is kept
         `save_dir`: folder of `{model_name}_latest.npz` (None: nothing is saved), written every `checkpoint_every`
         epochs (None: when evaluated), every `checkpoint_every_steps` steps, and at the end. `recover_from`: a
-        checkpoint to go on from. `print_interval`: epochs between evaluations. `early_stopping`: evaluations without
+        checkpoint to go on from; a model or optimizer that is not given is the checkpoint's, options and schedule
+        included. `print_interval`: epochs between evaluations. `early_stopping`: evaluations without
         a lower cost (on the dev set, where there is one) after which training ends; the best weights are put back.
         `callbacks`: objects with `on_epoch(state)`. `plot_mini_batch`: draw the mini-batch cost into `save_dir`.
         `progress`: a bar (None: when the terminal shows one). `verbose`: print what is done.

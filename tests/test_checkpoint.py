@@ -26,8 +26,8 @@ from catopt_xp.checkpoint import (
     npz_path,
     read_checkpoint,
     write_checkpoint,
-    write_whole,
 )
+from catopt_xp.files import write_whole
 
 Array = np.ndarray[Any, Any]
 

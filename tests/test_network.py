@@ -520,3 +520,33 @@ def test_a_model_of_ones_own_is_evaluated_by_the_base_class() -> None:
     np.testing.assert_array_equal(
         model.forward_rows(np.array([[0], [255]], np.uint8), np.array([1, 0])), [[0.75, 0.25]]
     )
+
+
+@pytest.mark.parametrize(
+    ("shape_x", "shape_y", "told"),
+    [
+        ((4, 3), (1, 1), r"^Y has shape \(1, 1\), expected \(1, 3\): a column for each of 3 samples$"),
+        ((4, 3), (3, 1), r"^Y has shape \(3, 1\)"),
+        ((3, 4), (1, 4), r"^X has shape \(3, 4\), this network takes \(n_x, m\) with n_x = 4 and m >= 1"),
+        ((4, 0), (1, 0), r"^X has shape \(4, 0\)"),
+        ((4,), (1, 1), r"^X has shape \(4,\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_in_one_line(
+    shape_x: tuple[int, ...], shape_y: tuple[int, ...], told: str
+) -> None:
+    model, X, Y = DeepNetwork([4, 1], ["sigmoid"]), np.ones(shape_x, np.float32), np.ones(shape_y, np.float32)
+
+    def forward_and_backward() -> None:
+        model.forward(X)
+        model.backward(Y)
+
+    for use in (forward_and_backward, lambda: model.evaluate(X, Y)):
+        with pytest.raises(ValueError, match=told):
+            use()
+
+
+def test_lists_are_taken_as_arrays() -> None:
+    model = DeepNetwork([2, 1], ["sigmoid"])
+    assert model.forward([[0.0], [0.0]]).tolist() == [[0.5]]
+    assert model.evaluate([[0.0], [0.0]], [0]) == 1.0

@@ -34,7 +34,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOU
 
 # A new module enters this table. Imports go to lower floors; a name that ends with a dot stands for the whole folder.
 FLOORS = {
-    0: "version backend devices machine threads timers schedules averages",
+    0: "version files backend devices machine threads timers schedules averages",
     1: "functional parameters blocks checkpoint plots",
     2: "data data. network base_optimizer optim",
     3: "engines engines. history callbacks saving batch_size",
@@ -49,7 +49,6 @@ SIDEWAYS = {
     ("backend", "timers"): "a backend hands out its stopwatch",
     ("devices", "machine"): "a report is made of facts about the machine",
     ("threads", "machine"): "the number of processors",
-    ("plots", "checkpoint"): "a picture's file too is written whole or not at all",
     ("blocks", "functional"): "the scale of pixels is written there, once",
     ("optim", "base_optimizer"): "the methods, and what they share",
     ("batch_size", "engines.plain"): "a size is chosen by the time of its steps",

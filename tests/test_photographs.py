@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from catopt_xp.data import cache, decode_images, decoding, get_cat_set, get_photograph_set, photographs
+from catopt_xp.files import write_whole
 
 CAT_COLOUR, DOG_COLOUR = (200, 40, 30), (20, 60, 220)
 
@@ -495,7 +496,7 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cache.write_whole(file, interrupted)
+        write_whole(file, interrupted)
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -508,7 +509,7 @@ def test_two_writers_at_once_both_succeed(tmp_path: Path) -> None:
         cache.store_rows(file, rows)
         np.save(stream, rows)  # type: ignore[call-overload]
 
-    cache.write_whole(file, second_writer_first)
+    write_whole(file, second_writer_first)
     np.testing.assert_array_equal(np.load(file), rows)
     assert list(tmp_path.iterdir()) == [file]
 

@@ -27,6 +27,7 @@ from catopt_xp.schedules import (
     get_staircase_func,
     get_table_func,
     parse,
+    restore,
     with_warmup,
 )
 
@@ -261,3 +262,29 @@ def test_parse_answers_a_schedule_or_a_value_error(text: str) -> None:
     except ValueError as error:
         told = str(error)
     assert "choose const" in told if told else rate >= 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "const",
+        "hyperbola:0.2",
+        "exponential:0.95",
+        "sqrt:1",
+        "staircase:0.5,10",
+        "table:0=1e-3,50=1e-4",
+        "cosine:100,0.1",
+        "warmup:5,0.2+cosine:100",
+        "warmup:5+const",
+    ],
+)
+def test_a_described_schedule_is_restored(text: str) -> None:
+    assert restore(describe(parse(text))) == parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["math.fsum", "Hyperbola", "__import__('os').getcwd()", "Hyperbola(decay_rate=", "x + 1"]
+)
+def test_another_schedule_is_not_restored_and_nothing_is_run(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^the schedule .* is none of the library's; pass lr_scheduler again$"):
+        restore(text)

@@ -1,7 +1,7 @@
 """Where samples come from: photographs, the built-in drawings, .npz files and arrays; and the order in which
 they are trained.
 
-Importing this loads no Pillow: the modules import it inside the functions that decode or draw.
+Floor F2. Importing this loads no Pillow: the modules import it inside the functions that decode or draw.
 """
 
 from __future__ import annotations

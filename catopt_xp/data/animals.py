@@ -1,6 +1,6 @@
 """The drawn cat and the drawn dog.
 
-An animal is drawn from a `Look` (pose, coat, proportions), which is drawn at random before the class is known
+Floor F2. An animal is drawn from a `Look` (pose, coat, proportions), which is drawn at random before the class is known
 and means the same for both classes. The class decides shape alone: pointed ears, slit pupils, whiskers, a
 small muzzle and a long thin tail for a cat; hanging ears, round eyes, a long snout with a big nose, a tongue
 and a short thick tail for a dog.

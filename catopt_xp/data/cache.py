@@ -1,24 +1,22 @@
 """Decoded or drawn pictures kept on disk: one uint8 .npy file per set, read back through a memory map.
 
-A cache file is whole or absent (written under another name, then renamed), a damaged one is noticed and made
+Floor F2. A cache file is whole or absent (written under another name, then renamed), a damaged one is noticed and made
 anew, and where nothing can be written the work goes on in memory with a warning.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import sys
-import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from catopt_xp.files import write_whole
 
 
 def cache_folder() -> Path:
@@ -69,6 +67,7 @@ def store_rows(file: Path, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     writing fails.
     """
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, lambda stream: np.save(stream, rows, allow_pickle=False))
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     except OSError as error:
@@ -78,25 +77,6 @@ def store_rows(file: Path, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
             stacklevel=2,
         )
         return rows
-
-
-def write_whole(file: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all: `write` fills a temporary file beside it, which then takes its name.
-
-    Two processes may do so at once: each has its own temporary file, and the last one stays. Raises OSError.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.stem + "-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except BaseException:  # Ctrl-C too must leave nothing behind
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
 
 
 def one_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Photographs from files to uint8 pixels, in parallel."""
+"""Photographs from files to uint8 pixels, in parallel. Floor F2."""
 
 from __future__ import annotations
 

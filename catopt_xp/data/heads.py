@@ -1,6 +1,6 @@
 """The heads of the drawn cats and dogs, from the front and from the side.
 
-Lengths are in head radii: a head lies around (0, 0), x to the right, y downwards.
+Floor F2. Lengths are in head radii: a head lies around (0, 0), x to the right, y downwards.
 """
 
 from __future__ import annotations

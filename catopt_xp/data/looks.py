@@ -1,6 +1,6 @@
 """How a drawn animal looks, apart from its class: pose, coat and proportions.
 
-A look is drawn at random before the class is known and means the same for both classes.
+Floor F2. A look is drawn at random before the class is known and means the same for both classes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A pen for smooth closed shapes: curves through a few points, placed by a turn, a size and a mirror."""
+"""A pen for smooth closed shapes: curves through a few points, placed by a turn, a size and a mirror. Floor F2."""
 
 from __future__ import annotations
 

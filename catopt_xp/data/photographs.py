@@ -1,4 +1,4 @@
-"""Folders of photographs: finding the files and their classes, and reading them through the cache."""
+"""Folders of photographs: finding the files and their classes, and reading them through the cache. Floor F2."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from catopt_xp.data.cache import cache_file, load_rows, one_line, store_rows, write_whole
+from catopt_xp.data.cache import cache_file, load_rows, one_line, store_rows
 from catopt_xp.data.dataset import DataSet, checked_img_shape, checked_size
 from catopt_xp.data.decoding import decode_files, photograph_size, warn_of_skipped
+from catopt_xp.files import write_whole
 
 DEFAULT_SHAPE = (224, 224)
 RECIPE = 1  # a change in how photographs are decoded takes the next number, so that no old cache file is read
@@ -297,6 +298,7 @@ def _load_broken(file: Path) -> dict[int, str]:
 def _store(file: Path, rows: NDArray[np.uint8], broken: dict[int, str]) -> NDArray[np.uint8]:
     if broken:
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file.with_suffix(".json"), lambda stream: stream.write(json.dumps(broken).encode()))
         except OSError as error:
             warnings.warn(f"{file}: cannot be written ({one_line(error)}); going on in memory", stacklevel=2)

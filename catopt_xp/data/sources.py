@@ -1,4 +1,7 @@
-"""One call for every kind of data: the built-in drawings, a folder of photographs, an .npz file, arrays."""
+"""One call for every kind of data: the built-in drawings, a folder of photographs, an .npz file, arrays.
+
+Floor F2.
+"""
 
 from __future__ import annotations
 
