@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; _HOME below is what 
     from catopt_xp.backend import device_report as device_report
     from catopt_xp.backend import get_array_module as get_array_module
     from catopt_xp.backend import get_backend as get_backend
+    from catopt_xp.batch_size import rule_of_thumb as rule_of_thumb
     from catopt_xp.callbacks import Callback as Callback
     from catopt_xp.callbacks import EarlyStopping as EarlyStopping
     from catopt_xp.callbacks import TrainState as TrainState
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; _HOME below is what 
     from catopt_xp.data import get_drawn_set as get_drawn_set
     from catopt_xp.data import load_data as load_data
     from catopt_xp.experiments import compare as compare
+    from catopt_xp.experiments import optimizer_paths as optimizer_paths
     from catopt_xp.history import History as History
     from catopt_xp.network import BaseRegressionModel as BaseRegressionModel
     from catopt_xp.network import DeepNetwork as DeepNetwork
@@ -41,6 +43,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; _HOME below is what 
     from catopt_xp.optim import Momentum as Momentum
     from catopt_xp.optim import RMSProp as RMSProp
     from catopt_xp.optim import make_optimizer as make_optimizer
+    from catopt_xp.plots import plot_paths as plot_paths
     from catopt_xp.running import Interrupted as Interrupted
     from catopt_xp.running import TrainingDiverged as TrainingDiverged
     from catopt_xp.saving import load_model as load_model
@@ -63,7 +66,9 @@ _NAMES = {
     "callbacks": "Callback EarlyStopping TrainState",
     "checkpoint": "CheckpointError",
     "data": "DataSet get_cat_set get_drawn_set load_data",
-    "experiments": "compare",
+    "experiments": "compare optimizer_paths",
+    "batch_size": "rule_of_thumb",
+    "plots": "plot_paths",
     "history": "History",
     "network": "BaseRegressionModel DeepNetwork",
     "optim": "Adam BaseOptimizer GradientDescent Momentum RMSProp make_optimizer",

@@ -87,6 +87,7 @@ def make_parser(prog: str) -> Parser:
     _add_compare(command("compare", "run one of the three comparisons: batch size, optimizers, learning-rate decay"))
     _add_info(command("info", "print which device is used, why not the other one, and versions"))
     _add_plot(command("plot", "draw the history of a run, or compare several"))
+    _add_paths(command("paths", "draw the optimizers' paths over a saddle point, a plateau and a valley"))
     return parser
 
 
@@ -106,7 +107,13 @@ def _add_train(parser: Parser) -> None:
     _add_optimizer(parser)
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--epochs", dest="total_epoch", type=count, default=100, metavar="N", help="end after epoch N (default: 100)"
+        "--epochs",
+        "--total-epoch",
+        dest="total_epoch",
+        type=count,
+        default=100,
+        metavar="N",
+        help="epochs in all, those of a resumed run included (default: 100)",
     )
     run.add_argument("--batch-size", type=batch_size, default=64, metavar="N", help="samples, or auto (default: 64)")
     run.add_argument(
@@ -197,7 +204,7 @@ def _add_optimizer(parser: Parser) -> None:
 
 def _add_evaluate(parser: Parser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="an .npz file written by train")
-    _add_data(parser)
+    _add_data(parser, default="built-in drawings, for a checkpoint that was trained on them")
     _add_device(parser)
 
 
@@ -216,7 +223,13 @@ def _add_compare(parser: Parser) -> None:
     _add_data(parser)
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--epochs", dest="total_epoch", type=count, default=100, metavar="N", help="of every run (default: 100)"
+        "--epochs",
+        "--total-epoch",
+        dest="total_epoch",
+        type=count,
+        default=100,
+        metavar="N",
+        help="of every run (default: 100)",
     )
     run.add_argument("--stochastic", action="store_true", help="batch-size: a batch of 1 too; says how long it takes")
     run.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights and orders (default: 0)")
@@ -249,10 +262,17 @@ def _add_plot(parser: Parser) -> None:
     parser.add_argument("--title", default="", help="of a comparison (default: none)")
 
 
-def _add_data(parser: Parser) -> None:
+def _add_paths(parser: Parser) -> None:
+    default = Path("paths.png")
+    parser.add_argument(
+        "--out", type=Path, default=default, metavar="FILE", help=f".png, .pdf or .svg (default: {default})"
+    )
+
+
+def _add_data(parser: Parser, default: str = "built-in drawings") -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data", metavar="PATH", help="folder of photographs, or .npz with X and Y (default: built-in drawings)"
+        "--data", metavar="PATH", help=f"folder of photographs, or .npz with X and Y (default: {default})"
     )
     group.add_argument("--img-shape", type=shape, metavar="WxH", help="pixels, e.g. 64x64 (default: 224x224)")
     group.add_argument(

@@ -115,6 +115,10 @@ class Backend:
         """A stopwatch for a ``with`` block: see :class:`Timer`."""
         return Timer()
 
+    def versions(self) -> dict[str, str]:
+        """What computes, by name: another version of it may give other bits."""
+        return {self.name: str(self.xp.__version__)}
+
     def free_memory(self) -> int:
         """Bytes of memory still available on this device."""
         return host_free_memory()
@@ -244,6 +248,10 @@ class CupyBackend(Backend):
 
     def timer(self) -> Timer:
         return CudaTimer(self.xp, self.index)
+
+    def versions(self) -> dict[str, str]:
+        name = self.xp.cuda.runtime.getDeviceProperties(self.index)["name"]
+        return {self.name: str(self.xp.__version__), "gpu": name.decode()}
 
     def free_memory(self) -> int:
         with self.activate():

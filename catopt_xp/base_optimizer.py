@@ -69,15 +69,12 @@ class BaseOptimizer(abc.ABC):
         clip_norm: float | None = None,
     ) -> None:
         name = type(self).__name__
-        _check(name, "learning_rate", learning_rate, 0.0 < learning_rate < math.inf, "positive")
-        _check(name, "weight_decay", weight_decay, 0.0 <= weight_decay < math.inf, "at least 0")
-        _check(name, "l2", l2, 0.0 <= l2 < math.inf, "at least 0")
-        if clip_norm is not None:
-            _check(name, "clip_norm", clip_norm, 0.0 < clip_norm < math.inf, "positive, or None")
         self.param_dict = param_dict
-        self.learning_rate_zero = float(learning_rate)
+        self.learning_rate_zero = _number(name, "learning_rate", learning_rate, "positive")
         self.lr_scheduler = lr_scheduler
-        self.weight_decay, self.l2, self.clip_norm = float(weight_decay), float(l2), clip_norm
+        self.weight_decay = _number(name, "weight_decay", weight_decay, "at least 0")
+        self.l2 = _number(name, "l2", l2, "at least 0")
+        self.clip_norm = None if clip_norm is None else _number(name, "clip_norm", clip_norm, "positive")
         self.epoch: float = 0
         self.steps = 0
         self._moments: dict[str, Mapping[str, Array]] = {k: _zeros_like(param_dict) for k in self.moment_names}
@@ -103,12 +100,22 @@ class BaseOptimizer(abc.ABC):
     def scalars(self) -> dict[str, float]:
         """The numbers of the rule at the present step and epoch, computed in float64 on the host."""
 
+    @property
+    def _has_kernel(self) -> bool:
+        """Whether the class that wrote this rule wrote its CUDA text too: a rule alone runs as array operations."""
+        writer = next(kind for kind in type(self).__mro__ if "rule" in vars(kind))
+        return "kernel" in vars(writer)
+
     # --- learning rate ------------------------------------------------------------------------------------------
 
     @property
     def learning_rate(self) -> float:
         """The learning rate now: the schedule at the present epoch (a fraction when scheduled by step)."""
-        return float(self.lr_scheduler(self.learning_rate_zero, self.epoch))
+        rate = float(self.lr_scheduler(self.learning_rate_zero, self.epoch))
+        if not 0.0 <= rate < math.inf:
+            told = f"the schedule {describe(self.lr_scheduler)} gives {rate} at epoch {self.epoch:g}"
+            raise ValueError(f"{told}; a learning rate is finite and not negative")
+        return rate
 
     def increase_epoch(self) -> None:
         """Says that an epoch has ended, for the schedule."""
@@ -140,13 +147,13 @@ class BaseOptimizer(abc.ABC):
 
     def update(self, grad_dict: Mapping[str, Array]) -> None:
         """One update with this gradient, read where it lies: `zero_grad, add_grad, step` without the copy."""
+        gradients = _in_groups(grad_dict, self.param_dict)
         self.steps += 1
         scalars = self.scalars()
-        gradients = _in_groups(grad_dict, self.param_dict)
         clip = self._clip_factor(gradients)
         for group, gradient in zip(self._groups, gradients, strict=True):
             backend = backend_of(group.parameter)
-            if backend.fuses:
+            if backend.fuses and self._has_kernel:
                 self._update_fused(backend, group, gradient, scalars, clip)
             else:
                 self._update_sliced(backend, group, gradient, scalars, clip)
@@ -240,11 +247,12 @@ class BaseOptimizer(abc.ABC):
                 stacklevel=2,
             )
             return
+        steps, epoch = int(state_dict["steps"]), state_dict["epoch"]
         here = {k: x for k, x in self.save().items() if "/" in k}
         check_matches(moments, {k: tuple(x.shape) for k, x in here.items()}, f"{own}.load")
         for key, array in here.items():
             array[...] = backend_of(array).asarray(moments[key], dtype=array.dtype)
-        self.steps, self.epoch = int(state_dict["steps"]), state_dict["epoch"]
+        self.steps, self.epoch = steps, epoch
 
     def reset(self) -> None:
         """Moments and step count back to zero; the epoch stays."""
@@ -283,9 +291,15 @@ class BaseOptimizer(abc.ABC):
         ]
 
 
-def _check(owner: str, name: str, value: Any, good: bool, wanted: str) -> None:
-    if not good:
+def _number(owner: str, name: str, value: float, wanted: str) -> float:
+    """The value as a Python float, which leaves dtypes alone; ValueError unless it is finite and as wanted."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{owner}: {name} is {value!r}; it must be a number") from error
+    if not (0.0 <= number < math.inf) or (wanted == "positive" and number == 0.0):
         raise ValueError(f"{owner}: {name} is {value}; it must be {wanted}")
+    return number
 
 
 def _shapes(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
@@ -313,10 +327,11 @@ def _pairs(to: Mapping[str, Array], source: Mapping[str, Array]) -> Iterator[tup
 
 
 def _in_groups(gradient: Mapping[str, Array], like: Mapping[str, Array]) -> list[Array]:
-    """Gradients in the order and form of the groups made of `like`."""
+    """Gradients in the order and form of the groups made of `like`. Raises ValueError naming a key that is off."""
+    if isinstance(like, Parameters) and isinstance(gradient, Parameters):
+        return [gradient.flat]
+    check_matches(gradient, _shapes(like), "gradient")
     if isinstance(like, Parameters):
-        if isinstance(gradient, Parameters):
-            return [gradient.flat]
         joined = like.zeros_like()
         joined.copy_from(gradient, "gradient")
         return [joined.flat]

@@ -16,7 +16,6 @@ from catopt_xp.functional import pixel_scale
 from catopt_xp.threads import deal
 
 MIN_WIDTH = 512  # features; narrower products run far below the machine's rate
-FLOAT_BYTES = 4
 
 
 class Batch:
@@ -29,8 +28,8 @@ class Batch:
     def __init__(self, backend: Backend, dtype: Any, samples: Array, rows: Array | slice, count: int) -> None:
         self.backend, self.dtype, self.samples, self.rows, self.count = backend, dtype, samples, rows, count
         self.scale = pixel_scale(samples.dtype)
-        n_x = samples.shape[1]
-        width = min(backend.cache_bytes // (FLOAT_BYTES * max(1, count)), -(-n_x // backend.tasks))
+        n_x, float_bytes = samples.shape[1], 8 if str(dtype).endswith("float64") else 4
+        width = min(backend.cache_bytes // (float_bytes * max(1, count)), -(-n_x // backend.tasks))
         self.width = min(n_x, max(MIN_WIDTH, width // 16 * 16))
         self.columns = [slice(a, min(n_x, a + self.width)) for a in range(0, n_x, self.width)]
         self._whole: Array | None = None

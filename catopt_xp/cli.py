@@ -11,12 +11,15 @@ import dataclasses
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 import numpy as np
@@ -24,12 +27,13 @@ import numpy as np
 from catopt_xp.arguments import OPTIMIZER_OPTIONS, make_parser
 from catopt_xp.backend import Backend, device_report, get_backend
 from catopt_xp.data import decode_images, load_data
+from catopt_xp.data.drawings import drawn_name
 from catopt_xp.data.resident import make_resident
-from catopt_xp.experiments import compare
+from catopt_xp.experiments import SURFACES, compare, optimizer_paths
 from catopt_xp.history import History
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import make_optimizer
-from catopt_xp.plots import plot_comparison, plot_history, plot_mini_batch
+from catopt_xp.plots import plot_comparison, plot_history, plot_mini_batch, plot_paths
 from catopt_xp.running import Interrupted
 from catopt_xp.saving import Checkpoint
 from catopt_xp.training import TrainResult, train
@@ -53,7 +57,8 @@ def main(argv: Sequence[str] | None = None, prog: str = NAME) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            _COMMANDS[args.command](args)
+            with _termination_as_interruption():
+                _COMMANDS[args.command](args)
             sys.stdout.flush()  # a closed pipe is noticed here, not at exit
         except BrokenPipeError:
             return _leave_pipe()
@@ -84,28 +89,7 @@ def run_train(args: argparse.Namespace) -> None:
         with _usage():  # refused before the data are loaded
             weights = {"W0": np.zeros((1, 1), dtype=args.dtype)}
             make_optimizer(args.optimizer or "adam", weights, args.learning_rate, **options)
-    result = train(
-        optimizer=args.optimizer,
-        learning_rate=args.learning_rate,
-        lr_scheduler=args.lr_scheduler,
-        schedule_by=args.schedule_by,
-        optimizer_options=options,
-        hidden=args.hidden,
-        activation=args.activation,
-        dropout=args.dropout,
-        dtype=args.dtype,
-        batch_size=args.batch_size,
-        accumulate=args.accumulate,
-        shuffle=args.shuffle,
-        drop_last=args.drop_last,
-        early_stopping=args.early_stopping,
-        model_name=args.model_name,
-        recover_from=args.recover_from,
-        checkpoint_every=args.checkpoint_every,
-        checkpoint_every_steps=args.checkpoint_every_steps,
-        plot_mini_batch=args.plot_mini_batch,
-        **_shared(args),
-    )
+    result = train(optimizer_options=options, **_arguments(args))
     _write_results(result, args.save_dir / f"{args.model_name}_history.json", args.quiet)
 
 
@@ -128,34 +112,25 @@ def run_compare(args: argparse.Namespace) -> None:
     """Runs one of the chapter's comparisons, or what is left of it."""
     if args.stochastic and args.kind != "batch-size":
         raise UsageError("--stochastic goes with batch-size alone")
-    compare(args.kind, stochastic=args.stochastic, **_shared(args))
+    compare(**_arguments(args))
 
 
-def _shared(args: argparse.Namespace) -> dict[str, Any]:
-    """What `train` and `compare` take alike."""
-    return {
-        "total_epoch": args.total_epoch,
-        "save_dir": args.save_dir,
-        "print_interval": args.print_interval,
-        "seed": args.seed,
-        "data": args.data,
-        "img_shape": args.img_shape,
-        "train_size": args.train_size,
-        "dev_size": args.dev_size,
-        "on_error": args.on_error,
-        "device": _backend(args),
-        "strict_device": args.strict_device,
-        "engine": args.engine,
-        "progress": args.progress,
-        "verbose": not args.quiet,
-    }
+def _arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags as arguments of `train` or `compare`: most have the argument's name."""
+    others = {"command", "debug", "quiet", *OPTIMIZER_OPTIONS}
+    given = {name: value for name, value in vars(args).items() if name not in others}
+    progress = False if args.quiet and args.progress is None else args.progress
+    return given | {"device": _backend(args), "progress": progress, "verbose": not args.quiet}
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    """Prints accuracy and cost over the training and the dev set, one line each."""
+    """Prints what is evaluated, and accuracy and cost over its training and its dev set, a line each."""
     backend = _backend(args)
     checkpoint = Checkpoint.read(args.checkpoint)
     model, trained = checkpoint.trained_model(), _trained_on(checkpoint)
+    if args.data is None and not trained["data"].startswith(drawn_name()):
+        known = f"was trained on {trained['data']}" if trained["data"] else "does not say what it was trained on"
+        raise UsageError(f"{args.checkpoint} {known}: name the set to evaluate it over with --data")
     img_shape = args.img_shape or trained["img_shape"]
     data = load_data(args.data, img_shape, args.train_size, args.dev_size, on_error=args.on_error)
     for notice in data.notices:
@@ -165,6 +140,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.checkpoint} was trained on the classes {known}; {data.name} has {given}")
     model = model.to(backend)
     print(f"{args.checkpoint} on {backend.device} ({backend.reason})")
+    print(f"data: {data.name}")
     n_x, units, output = model.neuron_cnt[0], model.neuron_cnt[-1], model.activation_func[-1]
     for title, name, X, Y in (
         ("training set", "X", data.train_X, data.train_Y),
@@ -209,10 +185,10 @@ def _answers(model: DeepNetwork, probabilities: Any) -> list[tuple[int, float]]:
 
 
 def _trained_on(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """What a checkpoint says of its data: "classes" (by label, may be empty) and "img_shape" (or None)."""
+    """What a checkpoint says of its data: "data" (name) and "classes" (by label), may be empty; "img_shape" or None."""
     run = checkpoint.run_state().history.get("run", {})
     img_shape = tuple(run["img_shape"]) if run.get("img_shape") else None
-    return {"classes": run.get("classes") or [], "img_shape": img_shape}
+    return {"data": run.get("data") or "", "classes": run.get("classes") or [], "img_shape": img_shape}
 
 
 def run_info(args: argparse.Namespace) -> None:
@@ -243,6 +219,12 @@ def _legend(file: Path, files: Sequence[Path]) -> str:
     return file.stem.removesuffix("_history") if unique else str(file)
 
 
+def run_paths(args: argparse.Namespace) -> None:
+    """Draws the optimizers' paths over the three surfaces."""
+    plot_paths([optimizer_paths(name) for name in SURFACES], args.out)
+    print(f"figure: {args.out}")
+
+
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "train": run_train,
     "evaluate": run_evaluate,
@@ -250,10 +232,29 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "compare": run_compare,
     "info": run_info,
     "plot": run_plot,
+    "paths": run_paths,
 }
 
 
 # --- how a command ends -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _termination_as_interruption() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, also where `train` does not look after it, as between two runs."""
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python takes no signals
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        # A handler that was not set from Python is None here, and cannot be put back: the default is.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import statistics
 import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.backend import Backend, get_backend
+from catopt_xp.backend import Backend, asnumpy, get_backend
 from catopt_xp.data import DataSet, load_data
-from catopt_xp.engines import check_engine
 from catopt_xp.history import History
 from catopt_xp.optim import OPTIMIZERS, make_optimizer
 from catopt_xp.plots import plot_comparison
@@ -30,6 +30,7 @@ from catopt_xp.schedules import Scheduler, const_lr, describe, get_hyperbola_fun
 from catopt_xp.training import train
 
 BATCH_SIZE = 64  # of the comparisons that do not vary it
+DIGEST_ROWS = 64  # samples that a set's digest looks at; at most twice as many
 DECAY_RATES = (0.2, 0.005)
 LABELS = {"gd": "gradient descent", "momentum": "Momentum", "rmsprop": "RMSProp", "adam": "Adam"}
 TITLES = {
@@ -105,7 +106,8 @@ def compare(
     `<kind>.png` (drawn when matplotlib is installed; else a warning says so). The rest: as for `train`.
 
     Returns label -> history, in the order run. Raises ValueError when a file in `save_dir` is of a run with other
-    settings, and what `train` raises; Interrupted leaves a folder from which the same call goes on.
+    settings or on another data set (its name in a history ends with a digest), and what `train` raises; Interrupted
+    leaves a folder from which the same call goes on.
 
     >>> import tempfile
     >>> X = np.random.default_rng(0).integers(0, 256, (20, 12), dtype=np.uint8).T
@@ -116,14 +118,19 @@ def compare(
     ['constant', 'decay 0.2', 'decay 0.005']
     """
     planned_runs(kind, 1)  # an unknown kind is said before any work
+    if total_epoch < 1:
+        raise ValueError(f"total_epoch is {total_epoch!r}; a comparison needs a whole number of at least 1")
     say = print if verbose else _say_nothing
     backend, folder = get_backend(device, strict_device), Path(save_dir)
-    say(f"comparison {kind} on {backend.device} ({backend.reason}), engine {check_engine(engine)}, in {folder}")
+    say(f"comparison {kind} on {backend.device} ({backend.reason}), in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    data_set = load_data(data, img_shape, train_size, dev_size, on_error=on_error)
+    data_set = load_data(data, img_shape, train_size, dev_size, on_error=on_error, progress=progress)
     for text in (f"data: {data_set.name}, in {sum(data_set.timings.values()):.1f} s", *data_set.notices):
         say(text)
-    data_set = dataclasses.replace(data_set, notices=[], timings={})  # loading belongs to no single run
+    # Loading belongs to no single run. The digest is part of the name, as `train` keeps the name in every checkpoint
+    # and history: without it another set of this name and shape would be given the results of this one.
+    name = f"{data_set.name}, digest {data_digest(data_set)}"
+    data_set = dataclasses.replace(data_set, name=name, notices=[], timings={})
     m = data_set.train_X.shape[1]
     settings = {
         "total_epoch": total_epoch,
@@ -202,6 +209,24 @@ def final_table(histories: Mapping[str, History]) -> str:
             f"  {first:>10.4f}  {last:>9.4f}  {history.train_accuracy[-1]:>8.1%}  {dev:>12}"
         )
     return "\n".join(lines)
+
+
+def data_digest(data_set: DataSet) -> str:
+    """Eight hexadecimal digits that tell sets apart, from all labels and about 64 evenly spaced samples of each part.
+
+    >>> X, Y = np.arange(6, dtype=np.uint8).reshape(2, 3), np.array([[0, 1, 1]])
+    >>> data_digest(DataSet(X, Y)) == data_digest(DataSet(X.copy(order="F"), Y))
+    True
+    >>> data_digest(DataSet(X, Y)) == data_digest(DataSet(X, 1 - Y))
+    False
+    """
+    digest = 0
+    for X, Y in ((data_set.train_X, data_set.train_Y), (data_set.dev_X, data_set.dev_Y)):
+        if X is not None:
+            rows = X.T[:: max(1, X.shape[1] // DIGEST_ROWS)]  # (about 64, n_x)
+            for array in (rows, Y):
+                digest = zlib.crc32(np.ascontiguousarray(asnumpy(array)).tobytes(), digest)  # sync
+    return f"{digest:08x}"
 
 
 def _identity(run: PlannedRun, data_set: DataSet, settings: Mapping[str, Any]) -> dict[str, Any]:

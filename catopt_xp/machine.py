@@ -6,7 +6,9 @@ Floor F0. Nothing here imports CuPy or starts CUDA.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -92,15 +94,36 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
-def cpu_count() -> int:
-    """How many logical processors this process may use.
+def cpu_count(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many logical processors this process may use: those it may run on, within the quota of its container.
+
+    A quota of one and a half processors counts as two.
+
+    Args:
+        proc, cgroup: where Linux shows the quota (other places are for tests).
 
     >>> cpu_count() >= 1
     True
     """
     if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        processors = len(os.sched_getaffinity(0))
+    else:
+        processors = os.cpu_count() or 1
+    return max(1, math.ceil(min(processors, _processor_quota(proc, cgroup))))
+
+
+@functools.cache  # read once in a process: `thread_count` is asked at every step of training
+def _processor_quota(proc: Path, cgroup: Path) -> float:
+    """How many processors' time the control groups around this process allow it; infinity where none limits it."""
+    quotas = [math.inf]
+    for version, folder in _control_groups("cpu", proc, cgroup):
+        # Quota and period, both in microseconds: in one file, or in two.
+        names = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        if all((folder / name).is_file() for name in names):
+            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            if quota not in ("max", "-1"):  # how each version says that there is no limit
+                quotas.append(int(quota) / int(period))
+    return min(quotas)
 
 
 def thread_count() -> int:
@@ -141,25 +164,35 @@ def _system_available(proc: Path) -> int:
 
 def _room_in_control_groups(proc: Path, cgroup: Path) -> Iterator[int]:
     """What each memory limit on this process, and on the groups around it, leaves."""
+    for version, folder in _control_groups("memory", proc, cgroup):
+        if version == 2:
+            limit, usage, cached = "memory.max", "memory.current", "inactive_file"
+        else:
+            limit, usage, cached = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        if (folder / limit).is_file() and (folder / usage).is_file():
+            most = (folder / limit).read_text().strip()
+            if most != "max":
+                # File pages in the cache are given back under pressure: they count as room.
+                droppable = _statistic(folder / "memory.stat", cached)
+                yield int(most) - int((folder / usage).read_text()) + droppable
+
+
+def _control_groups(controller: str, proc: Path, cgroup: Path) -> Iterator[tuple[int, Path]]:
+    """The control groups around this process that may limit it: the version of their interface, and their folder."""
     membership = proc / "self" / "cgroup"  # lines of "number:controllers:path"
     for line in membership.read_text().splitlines() if membership.is_file() else []:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            root, limit, usage, cached = cgroup, "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):  # version 1 of control groups
-            root = cgroup / "memory"
-            limit, usage, cached = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+            version, root = 2, cgroup
+        elif controller in controllers.split(","):
+            version, root = 1, cgroup / controller
         else:
             continue
         group = root / path.strip("/")
         # Inside a container the path may name a folder of the host that is not seen here: its parents are.
         for folder in (group, *group.parents):
-            if folder.is_relative_to(root) and (folder / limit).is_file() and (folder / usage).is_file():
-                most = (folder / limit).read_text().strip()
-                if most != "max":
-                    # File pages in the cache are given back under pressure: they count as room.
-                    droppable = _statistic(folder / "memory.stat", cached)
-                    yield int(most) - int((folder / usage).read_text()) + droppable
+            if folder.is_relative_to(root):
+                yield version, folder
 
 
 def _statistic(file: Path, name: str) -> int:

@@ -10,7 +10,7 @@ import abc
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,7 +24,8 @@ from catopt_xp.functional import (
     one_hot,
     pixel_scale,
 )
-from catopt_xp.parameters import Parameters, layer_shapes
+from catopt_xp.labels import as_rows, check_labels
+from catopt_xp.parameters import Parameters, common_dtype, dtype_name, layer_shapes
 
 DROPOUT_STREAM = 2  # keeps masks apart from other random numbers of the same seed
 EVALUATION_ROWS = 512  # samples per evaluated chunk: bounded memory, few launches
@@ -36,6 +37,14 @@ class BaseRegressionModel(abc.ABC):
     A subclass implements `forward`, `backward`, `get_grad_dict`, `save` and `load`; `X` is (n_x, m), uint8 pixels
     (which stand for `X/255`) or floats, `Y` is (1, m).
     """
+
+    position = (0, 0)
+    """(epoch, step) of the next batch, set by the engine: what a dropout mask is drawn from, besides the seed."""
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What a checkpoint says of the model, JSON-able; empty where a model cannot be built again from it."""
+        return {}
 
     @abc.abstractmethod
     def forward(self, X: Array, train_mode: bool = True) -> Array:
@@ -62,15 +71,15 @@ class BaseRegressionModel(abc.ABC):
 
         Equation: `-mean(y log p + (1-y) log(1-p))` with p clipped to [eps, 1-eps] of its dtype.
         """
-        backend = backend_of(Y_hat)
+        backend, Y_hat = _probabilities(Y_hat)
         Y = backend.asarray(Y, dtype=Y_hat.dtype)
         return float(clipped_binary_loss(Y, Y_hat, backend.xp))  # sync
 
     def forward_rows(self, samples: Array, rows: Array | slice, train_mode: bool = True) -> Array:
         """`forward` of the chosen rows of a sample-major set (m, n_x)."""
         backend = backend_of(samples)
-        count = samples.shape[1]
-        x = backend.gather(samples, rows, 0, count, "float32") * pixel_scale(samples.dtype)
+        dtype = common_dtype(self.save())
+        x = backend.gather(samples, rows, 0, samples.shape[1], dtype) * pixel_scale(samples.dtype)
         return self.forward(x.T, train_mode)
 
     def evaluate(self, X: Array, Y: Array, return_loss: bool = False) -> float | tuple[float, float]:
@@ -82,6 +91,10 @@ class BaseRegressionModel(abc.ABC):
             right += float(((Y_hat > 0.5) == (labels > 0.5)).sum())  # sync
             total += self.loss(labels, Y_hat) * labels.shape[1]
         return (right / m, total / m) if return_loss else right / m
+
+    def evaluate_rows(self, samples: Array, Y: Array) -> tuple[float, float]:
+        """Accuracy and mean loss over a sample-major set (m, n_x) with labels (·, m)."""
+        return cast(tuple[float, float], self.evaluate(samples.T, Y, return_loss=True))
 
 
 class DeepNetwork(BaseRegressionModel):
@@ -120,7 +133,6 @@ class DeepNetwork(BaseRegressionModel):
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"DeepNetwork: dropout is {dropout}; it must be at least 0 and below 1")
         self.seed, self.dropout = int(seed), float(dropout)
-        # What a dropout mask is drawn from, besides the seed: (epoch, step), set by the engine before each batch.
         self.position = (0, 0)
         self._place(Parameters.zeros(layer_shapes(self.neuron_cnt), self.dtype, get_backend(device)))
         self._initialise()
@@ -193,7 +205,10 @@ class DeepNetwork(BaseRegressionModel):
         Equation: `A0 = X; Z_k = W_k A_k + b_k; A_{k+1} = f_k(Z_k)`. Raises ValueError when X has other features.
         """
         source, samples = self._samples(X)
-        A = self.forward_rows(samples, slice(0, samples.shape[0]), train_mode)
+        with self.backend.activate():
+            A = self.forward_rows(samples, slice(0, samples.shape[0]), train_mode)
+        if train_mode:  # the next batch has another dropout mask
+            self.position = (self.position[0], self.position[1] + 1)
         return A if source.device == self.backend.device else source.asarray(asnumpy(A))
 
     def _samples(self, X: Array) -> tuple[Backend, Array]:
@@ -255,6 +270,7 @@ class DeepNetwork(BaseRegressionModel):
             dZ = HIDDEN_ACTIVATIONS[self.activation_func[k - 1]].backward(dA, trace.outputs[k - 1], xp)
         gradients["b0"][...] = xp.sum(dZ, axis=1, keepdims=True)
         trace.batch.weight_gradient(dZ, gradients["W0"])
+        self._trace = None  # it holds the batch, and through it the whole set
         return self._output.loss(trace.logits, targets, xp)
 
     def loss(self, Y: Any, Y_hat: Any) -> float:
@@ -266,9 +282,9 @@ class DeepNetwork(BaseRegressionModel):
         >>> model.loss(np.array([[1, 0]]), np.array([[1.0, 0.0]])) < 1e-12
         True
         """
-        backend = backend_of(Y_hat)
         if self.activation_func[-1] == "sigmoid":
             return super().loss(Y, Y_hat)
+        backend, Y_hat = _probabilities(Y_hat)
         classes = backend.asarray(self.backend.to_host(self._classes))
         targets = one_hot(backend.asarray(Y, dtype=classes.dtype), classes, Y_hat, backend.xp)
         return float(clipped_categorical_loss(targets, Y_hat, backend.xp))  # sync
@@ -277,13 +293,14 @@ class DeepNetwork(BaseRegressionModel):
         """Accuracy in [0, 1] over a set; with `return_loss` also its mean loss from the logits.
 
         `X`: (n_x, m) of any device; `Y`: as for `backward`. Runs in chunks, so memory stays bounded. A multi-label
-        sample is right when all its labels are. Raises ValueError when shapes do not fit.
+        sample is right when all its labels are. Raises ValueError for shapes or labels that do not fit.
         """
         _, samples = self._samples(X)
-        Y = self.backend.asarray(Y)
-        Y = self.backend.xp.reshape(Y, (1, -1)) if Y.ndim == 1 else Y
-        self._check_labels(Y, samples.shape[0])
-        accuracy, loss = self.evaluate_rows(samples, Y)
+        labels = as_rows(Y)
+        self._check_shape(labels, samples.shape[0])
+        targets = check_labels(labels, self.activation_func[-1], self.neuron_cnt[-1], self.dtype)
+        with self.backend.activate():
+            accuracy, loss = self.evaluate_rows(samples, self.backend.asarray(targets))
         return (accuracy, loss) if return_loss else accuracy
 
     def evaluate_rows(self, samples: Array, Y: Array) -> tuple[float, float]:
@@ -310,13 +327,13 @@ class DeepNetwork(BaseRegressionModel):
     def _targets(self, Y: Array, logits: Array) -> Array:
         """Labels as the loss takes them: (n_out, m) of 0 and 1 in the network's dtype."""
         Y = self.backend.asarray(Y)
-        self._check_labels(Y, logits.shape[1])
+        self._check_shape(Y, logits.shape[1])
         if self.activation_func[-1] == "softmax":
             labels = self.backend.asarray(Y, dtype=self.backend.xp.int64)
             return one_hot(labels, self._classes, logits, self.backend.xp)
         return self.backend.asarray(Y, dtype=self._float)
 
-    def _check_labels(self, Y: Array, m: int) -> None:
+    def _check_shape(self, Y: Array, m: int) -> None:
         expected = (1 if self.activation_func[-1] == "softmax" else self.neuron_cnt[-1], m)
         if tuple(Y.shape) != expected:
             raise ValueError(f"Y has shape {tuple(Y.shape)}, expected {expected}: a column for each of {m} samples")
@@ -327,6 +344,13 @@ class DeepNetwork(BaseRegressionModel):
         keep, dtype = 1.0 - self.dropout, np.dtype(self.dtype).type
         draws = (rng.random((units, count), dtype=dtype) for units in self.neuron_cnt[1:-1])
         return [self.backend.asarray((draw < keep).astype(dtype) / dtype(keep)) for draw in draws]
+
+
+def _probabilities(Y_hat: Any) -> tuple[Backend, Array]:
+    """Where probabilities lie, and themselves as floats: 0 and 1 may come as integers."""
+    backend = backend_of(Y_hat)
+    Y_hat = backend.asarray(Y_hat)
+    return backend, Y_hat if dtype_name(Y_hat).startswith("float") else backend.asarray(Y_hat, dtype="float32")
 
 
 @dataclass

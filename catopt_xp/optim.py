@@ -60,6 +60,13 @@ class Momentum(BaseOptimizer):
     with the new v. `correct_param`: divide v by its bias correction (off in the chapter). The rest as for
     `BaseOptimizer`.
     The chapter's form (an average, not a sum): PyTorch's SGD takes the same path with `lr*(1-beta)`.
+
+    >>> import numpy as np
+    >>> p = {"W0": np.array([[1.0]])}
+    >>> optimizer = Momentum(p, 0.5)
+    >>> optimizer.update({"W0": np.array([[2.0]])})
+    >>> p["W0"]
+    array([[0.9]])
     """
 
     moment_names = ("v",)
@@ -123,6 +130,13 @@ class RMSProp(BaseOptimizer):
     `beta`: in [0, 1). `eps`: above 0, inside the root as in the chapter. `from_scratch`: accepted and needless.
     `correct_param`: divide s by its bias correction c (on in the chapter). `eps_mode`: "inside" the root, "outside" of
     it, `sqrt(s/c) + eps`, or "hat", outside with the correction folded into lr alone. The rest as for `BaseOptimizer`.
+
+    >>> import numpy as np
+    >>> p = {"W0": np.array([[1.0]])}
+    >>> optimizer = RMSProp(p, 0.5, eps=1e-12)
+    >>> optimizer.update({"W0": np.array([[2.0]])})
+    >>> p["W0"]
+    array([[0.5]])
     """
 
     moment_names = ("s",)
@@ -193,6 +207,13 @@ class Adam(BaseOptimizer):
     "inside", `sqrt(v/c2 + eps)`, or "hat", the corrections folded into lr but not into eps, as Keras and scikit-learn
     have it.
     With `weight_decay` it is AdamW. The rest as for `BaseOptimizer`.
+
+    >>> import numpy as np
+    >>> p = {"W0": np.array([[1.0]])}
+    >>> optimizer = Adam(p, 0.5, eps=1e-12)
+    >>> optimizer.update({"W0": np.array([[2.0]])})
+    >>> p["W0"]
+    array([[0.5]])
     """
 
     moment_names = ("m", "v")

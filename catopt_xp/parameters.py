@@ -36,6 +36,15 @@ def dtype_name(x: Array) -> str:
     return str(x.dtype).rpartition(".")[2]
 
 
+def common_dtype(arrays: Mapping[str, Any]) -> str:
+    """The dtype's name of the first array, which is that of all in a network; float32 where there is none.
+
+    >>> common_dtype({})
+    'float32'
+    """
+    return next((dtype_name(x) for x in arrays.values()), "float32")
+
+
 def layer_shapes(neuron_cnt: list[int]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a network's parameters: every weight matrix first, then every bias.
 
@@ -122,11 +131,12 @@ class Parameters(Mapping[str, Array]):
         Raises ValueError, naming the first key that is missing, foreign or of another shape; nothing is copied then.
         """
         check_matches(source, self.shapes, what)
-        if isinstance(source, Parameters):
-            self.flat[...] = self._here(source.flat)
-            return
-        for name, view in self._views.items():
-            view[...] = self._here(source[name])
+        with self.backend.activate():
+            if isinstance(source, Parameters):
+                self.flat[...] = self._here(source.flat)
+                return
+            for name, view in self._views.items():
+                view[...] = self._here(source[name])
 
     def _here(self, value: Any) -> Array:
         return self.backend.asarray(value, dtype=self.flat.dtype)
@@ -136,7 +146,8 @@ class Parameters(Mapping[str, Array]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         view = self._views[name]
-        view[...] = self._here(value)
+        with self.backend.activate():
+            view[...] = self._here(value)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from catopt_xp.backend import (
     Backend,
     DeviceError,
     DeviceFallbackWarning,
+    NumpyBackend,
     asnumpy,
     backend_of,
     caller_stacklevel,
@@ -29,10 +31,11 @@ from catopt_xp.callbacks import Callback
 from catopt_xp.data import DataSet, load_data
 from catopt_xp.data.order import SHUFFLES
 from catopt_xp.data.resident import ResidentSet, make_resident
-from catopt_xp.engines import check_engine
+from catopt_xp.engines import ENGINES
 from catopt_xp.files import remove_stale
-from catopt_xp.network import BaseRegressionModel, DeepNetwork
-from catopt_xp.optim import BaseOptimizer, make_optimizer
+from catopt_xp.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
+from catopt_xp.optim import OPTIMIZERS, BaseOptimizer, make_optimizer
+from catopt_xp.parameters import common_dtype, dtype_name
 from catopt_xp.saving import Checkpoint
 from catopt_xp.schedules import Scheduler, const_lr, restore
 
@@ -90,18 +93,22 @@ class Plan:
     verbose: bool
 
     def __post_init__(self) -> None:
-        _whole("total_epoch", self.total_epoch, 0)
-        _whole("print_interval", self.print_interval, 1)
-        _whole("accumulate", self.accumulate, 1)
-        _whole("seed", self.seed, 0)
+        # Plain numbers: those of NumPy are no JSON, and a run would end at its first checkpoint.
+        self.total_epoch = _whole("total_epoch", self.total_epoch, 0)
+        self.print_interval = _whole("print_interval", self.print_interval, 1)
+        self.accumulate = _whole("accumulate", self.accumulate, 1)
+        self.seed = _whole("seed", self.seed, 0)
+        self.drop_last = bool(self.drop_last)
+        self.hidden = tuple(_whole("hidden", units, 1) for units in np.atleast_1d(np.asarray(self.hidden)).tolist())
+        self.callbacks = tuple(self.callbacks or ())
         for name in ("checkpoint_every", "checkpoint_every_steps", "early_stopping"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 1)
+                setattr(self, name, _whole(name, getattr(self, name), 1))
         if self.batch_size != "auto":
-            _whole("batch_size", self.batch_size, 1, ' or "auto"')
+            self.batch_size = _whole("batch_size", self.batch_size, 1, ' or "auto"')
         _one_of("shuffle", self.shuffle, SHUFFLES)
         _one_of("schedule_by", self.schedule_by, ("epoch", "step"))
-        self.engine = check_engine(self.engine)
+        _one_of("engine", self.engine, ENGINES)
         named = isinstance(self.model_name, str) and self.model_name
         if not named or Path(self.model_name).name != self.model_name:
             raise ValueError(f"model_name is {self.model_name!r}; give a plain file name, without a folder")
@@ -114,6 +121,8 @@ class Plan:
         if isinstance(self.data, DataSet):
             self._refuse(("img_shape", "train_size", "dev_size"), "a source to load; the DataSet you pass is loaded")
         self._check_objects()
+        if self.plot_mini_batch and self.save_dir is None:
+            raise ValueError("plot_mini_batch draws into save_dir, which is None; give a folder")
         if self.plot_mini_batch and importlib.util.find_spec("matplotlib") is None:
             raise ValueError('plot_mini_batch needs matplotlib: pip install "catopt-xp[plot]"')
 
@@ -141,6 +150,11 @@ class Plan:
             value = tuple(value) if isinstance(value, list) else value
             if value is not None and value != DEFAULTS.get(name):
                 raise ValueError(f"{name} goes with {goes_with}")
+
+    def say(self, text: str) -> None:
+        """Prints a line, unless the run is not `verbose`; a progress bar stays below it."""
+        if self.verbose:
+            tqdm.write(text)
 
     @property
     def checkpoint_path(self) -> Path | None:
@@ -176,10 +190,30 @@ def prepare(plan: Plan) -> Job:
     checkpoint = None if plan.recover_from is None else Checkpoint.read(plan.recover_from)
     backend = get_backend(plan.device, plan.strict_device)
     dataset = _dataset(plan)
-    notices = list(dataset.notices)
     model = _model(plan, dataset, checkpoint)
     optimizer = _optimizer(plan, model, checkpoint)
-    backend = _backend_for(plan, backend, model, dataset)
+    notices = list(dataset.notices)
+    if optimizer.epoch and checkpoint is None:
+        notices.append(
+            f"the optimizer stands at epoch {optimizer.epoch:g}; this run counts from 0 (recover_from goes on)"
+        )
+    usable = _backend_for(plan, backend, model, dataset)
+    if usable.device != backend.device:
+        notices.append(f"training on {usable.device}: {usable.reason}")
+    with usable.activate():
+        return _placed(plan, usable, model, optimizer, dataset, checkpoint, notices)
+
+
+def _placed(
+    plan: Plan,
+    backend: Backend,
+    model: BaseRegressionModel,
+    optimizer: BaseOptimizer,
+    dataset: DataSet,
+    checkpoint: Checkpoint | None,
+    notices: list[str],
+) -> Job:
+    """Sets, model and optimizer on the device."""
     start = time.perf_counter()
     train_set = _resident(dataset.train_X, dataset.train_Y, model, backend, "X")
     dev_set = None if dataset.dev_X is None else _resident(dataset.dev_X, dataset.dev_Y, model, backend, "dev_X")
@@ -189,19 +223,19 @@ def prepare(plan: Plan) -> Job:
     notices += train_set.notices + ([] if dev_set is None else dev_set.notices)
     batch_size, notice = _batch_size(plan, train_set, device_model, device_optimizer, backend, checkpoint)
     return Job(
-        plan,
-        backend,
-        model,
-        optimizer,
-        device_model,
-        device_optimizer,
-        train_set,
-        dev_set,
-        batch_size,
-        checkpoint,
-        dataset,
-        timings,
-        notices + notice,
+        plan=plan,
+        backend=backend,
+        model=model,
+        optimizer=optimizer,
+        device_model=device_model,
+        device_optimizer=device_optimizer,
+        train_set=train_set,
+        dev_set=dev_set,
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        dataset=dataset,
+        timings=timings,
+        notices=notices + notice,
     )
 
 
@@ -209,14 +243,17 @@ def _dataset(plan: Plan) -> DataSet:
     if isinstance(plan.data, DataSet):
         return plan.data
     source = plan.data if plan.X is None else (plan.X, plan.Y, plan.dev_X, plan.dev_Y)
-    return load_data(source, plan.img_shape, plan.train_size, plan.dev_size, on_error=plan.on_error)
+    sizes = (plan.train_size, plan.dev_size)
+    return load_data(source, plan.img_shape, *sizes, on_error=plan.on_error, progress=plan.progress)
 
 
 def _model(plan: Plan, dataset: DataSet, checkpoint: Checkpoint | None) -> BaseRegressionModel:
     if plan.model is not None:
         return plan.model
     if checkpoint is not None:
-        return checkpoint.build_model()
+        model = checkpoint.build_model()
+        _check_same_network(plan, model)
+        return model
     output, units = _output_layer(dataset)
     return DeepNetwork(
         [dataset.train_X.shape[0], *plan.hidden, units],
@@ -225,6 +262,20 @@ def _model(plan: Plan, dataset: DataSet, checkpoint: Checkpoint | None) -> BaseR
         dtype=plan.dtype,
         dropout=plan.dropout,
     )
+
+
+def _check_same_network(plan: Plan, model: DeepNetwork) -> None:
+    """What was given about the network is no other than what the checkpoint says, which is what trains."""
+    has = {
+        "hidden": tuple(model.neuron_cnt[1:-1]),
+        "activation": ", ".join(dict.fromkeys(model.activation_func[:-1])),
+        "dropout": model.dropout,
+        "dtype": model.dtype,
+    }
+    for name, value in has.items():
+        given = getattr(plan, name)
+        if given not in (DEFAULTS[name], value):
+            raise ValueError(f"{name} is {given!r}, the network of {plan.recover_from} has {value!r}; leave it out")
 
 
 def _output_layer(dataset: DataSet) -> tuple[str, int]:
@@ -249,7 +300,9 @@ def _optimizer(plan: Plan, model: BaseRegressionModel, checkpoint: Checkpoint | 
     options = dict(plan.optimizer_options or {})
     if plan.optimizer is None and checkpoint is not None:
         saved = dict(checkpoint.meta["optimizer"])
-        name = saved["name"]
+        name = str(saved["name"])
+        if name not in [cls.__name__ for cls, _ in OPTIMIZERS.values()]:
+            raise ValueError(f"{plan.recover_from} was trained by {name}, none of the library's; pass optimizer=")
         kept = dict(saved.get("options", {}))
         rate, schedule = kept.pop("learning_rate", None), kept.pop("lr_scheduler", None)
         learning_rate = rate if learning_rate is None else learning_rate
@@ -273,9 +326,13 @@ def _backend_for(plan: Plan, backend: Backend, model: BaseRegressionModel, datas
     """The CPU instead of a GPU that the set does not fit, or that a model of another kind does not lie on: said."""
     if backend.name == "numpy":
         return backend
-    weights = sum(x.size * x.dtype.itemsize for x in model.save().values())
+    dtype = np.dtype(common_dtype(model.save()))
+    weights = sum(x.size for x in model.save().values())
     sets = [x for x in (dataset.train_X, dataset.dev_X) if x is not None]
-    needed = sum(x.size * x.dtype.itemsize for x in sets) + 5 * weights
+    stored = sum(x.size * (1 if dtype_name(x) == "uint8" else dtype.itemsize) for x in sets)
+    rows = max(EVALUATION_ROWS, plan.batch_size if isinstance(plan.batch_size, int) else 0)
+    # Parameters, gradient, two moments, a temporary; and a batch as floats.
+    needed = stored + (5 * weights + rows * dataset.train_X.shape[0]) * dtype.itemsize
     cause = None
     if not isinstance(model, DeepNetwork) and backend_of(*model.save().values()).device != backend.device:
         cause = f"a {type(model).__name__} trains where its arrays lie; make them on {backend.device}"
@@ -288,7 +345,7 @@ def _backend_for(plan: Plan, backend: Backend, model: BaseRegressionModel, datas
     if plan.device != "auto":
         told = f"{backend.device} cannot be used: {cause}; training on the CPU"
         warnings.warn(told, DeviceFallbackWarning, stacklevel=caller_stacklevel())
-    return get_backend("cpu")
+    return NumpyBackend(f"{backend.device} cannot be used: {cause}")
 
 
 def _resident(X: Any, Y: Any, model: BaseRegressionModel, backend: Backend, name: str) -> ResidentSet:
@@ -297,7 +354,8 @@ def _resident(X: Any, Y: Any, model: BaseRegressionModel, backend: Backend, name
         return make_resident(
             X, Y, backend, n_x=model.neuron_cnt[0], output=output, units=units, dtype=model.dtype, name=name
         )
-    return make_resident(X, Y, backend, n_x=None, output="sigmoid", units=1, dtype="float32", name=name)
+    dtype = common_dtype(model.save())
+    return make_resident(X, Y, backend, n_x=None, output="sigmoid", units=1, dtype=dtype, name=name)
 
 
 def _on_device(
@@ -344,9 +402,10 @@ def _try_folder(folder: Path) -> None:
         raise OSError(error.errno, f"save_dir {folder} cannot be written ({reason}); choose another folder") from error
 
 
-def _whole(name: str, value: Any, least: int, besides: str = "") -> None:
+def _whole(name: str, value: Any, least: int, besides: str = "") -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}{besides}")
+    return int(value)
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:

@@ -19,10 +19,8 @@ from tqdm import tqdm
 from catopt_xp.callbacks import Callback, EarlyStopping, TrainState
 from catopt_xp.checkpoint import CheckpointError
 from catopt_xp.data.order import epoch_order
-from catopt_xp.engines import PlainEngine
-from catopt_xp.engines.plain import Settings
+from catopt_xp.engines import Settings, choose_engine
 from catopt_xp.history import History
-from catopt_xp.network import DeepNetwork
 from catopt_xp.plan import Job
 from catopt_xp.plots import plot_mini_batch
 from catopt_xp.saving import RunState, environment, save_run
@@ -30,15 +28,25 @@ from catopt_xp.version import __version__
 
 
 class TrainingDiverged(FloatingPointError):
-    """A mini-batch loss is NaN or infinite; the message names epoch, step, learning rate and the last checkpoint."""
+    """A mini-batch loss is NaN or infinite; the message names epoch, step, learning rate and the last checkpoint.
+
+    `history`: of the epochs before.
+    """
+
+    def __init__(self, message: str, history: History) -> None:
+        super().__init__(message)
+        self.history = history
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: the step was finished and the run saved. `checkpoint`: the file, or None; `epoch`: where."""
+    """Ctrl-C or SIGTERM: the step was finished and the run saved.
 
-    def __init__(self, message: str, checkpoint: Path | None, epoch: int) -> None:
+    `checkpoint`: the file, or None; `epoch`: epochs that are whole; `history`: of what was trained.
+    """
+
+    def __init__(self, message: str, checkpoint: Path | None, epoch: int, history: History) -> None:
         super().__init__(message)
-        self.checkpoint, self.epoch = checkpoint, epoch
+        self.checkpoint, self.epoch, self.history = checkpoint, epoch, history
 
 
 class Run:
@@ -50,12 +58,14 @@ class Run:
         self.checkpoint: Path | None = None
         settings = Settings(job.batch_size, self.plan.drop_last, self.plan.accumulate, self.plan.schedule_by == "step")
         samples, targets = job.train_set.samples, job.train_set.targets
-        self.engine = PlainEngine(job.device_model, job.device_optimizer, samples, targets, job.backend, settings)
+        self.engine, self.engine_reason = choose_engine(
+            self.plan.engine, job.device_model, job.device_optimizer, samples, targets, job.backend, settings
+        )
         self.early_stopping = None if self.plan.early_stopping is None else EarlyStopping(self.plan.early_stopping)
         own: list[Callback] = [] if self.early_stopping is None else [self.early_stopping]
         self.callbacks: list[Callback] = [*own, *self.plan.callbacks]
         self.position = RunState()
-        self.environment = environment(job.backend.device, self.engine.name)
+        self.environment = environment(job.backend, self.engine.name)
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -64,7 +74,7 @@ class Run:
         self._announce()
         with self.job.backend.activate():
             self._train()
-        if self.plan.plot_mini_batch and self.plan.checkpoint_path is not None:
+        if self.plan.plot_mini_batch and self.plan.checkpoint_path is not None and self.history.mini_batch_loss:
             picture = self.plan.checkpoint_path.with_name(f"{self.plan.model_name}_mini_batch.png")
             plot_mini_batch(dataclasses.asdict(self.history), picture)
         self._say(self.history.time_table())
@@ -77,7 +87,8 @@ class Run:
             self.history.run = self._describe()
             for stage, seconds in self.job.timings.items():
                 self.history.timings[stage] += seconds
-            with _Signals() as signals:
+            # An overflow ends in a loss that is not finite, which is said with its epoch and step.
+            with _Signals() as signals, np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 self._epochs(signals)
             if self.early_stopping is not None and self.early_stopping.best is not None:
                 self.job.device_model.load(self.early_stopping.best)
@@ -105,15 +116,15 @@ class Run:
                     callback.on_epoch(state)
                 every = self.plan.checkpoint_every
                 due = evaluated if every is None else (epoch + 1) % every == 0
-                if last or state.stop or due or self._is_due(epoch, self.engine.batches):
+                ends = last or state.stop or signals.received
+                if ends or due or self._is_due(epoch, self.engine.batches):
                     self._save()
                 bar.update()
+                if signals.received:
+                    self._interrupt()
                 if state.stop:
                     self._say(f"stopped after epoch {epoch}, as a callback asked")
                     break
-                if signals.received and not last:
-                    self._save()
-                    self._interrupt()
 
     def _epoch(self, epoch: int, signals: _Signals) -> None:
         """One pass over the set, from wherever a checkpoint left it."""
@@ -149,7 +160,8 @@ class Run:
     def _losses(self, place: RunState) -> np.ndarray[Any, Any]:
         """This epoch's losses, those from before a resumption included."""
         losses = self.engine.fetch_losses()
-        losses[: place.batches] = place.losses if place.batches else 0
+        if place.batches:
+            losses[: place.batches] = place.losses
         return losses
 
     def _record(self, epoch: int, learning_rate: float, losses: np.ndarray[Any, Any], seconds: float) -> None:
@@ -170,7 +182,7 @@ class Run:
     def _diverged(self, what: str, learning_rate: float) -> TrainingDiverged:
         kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "nothing was saved yet"
         return TrainingDiverged(
-            f"{what} (learning rate {learning_rate:g}): lower the learning rate or set clip_norm; {kept}"
+            f"{what} (learning rate {learning_rate:g}): lower the learning rate or set clip_norm; {kept}", self.history
         )
 
     # --- evaluation ---------------------------------------------------------------------------------------------
@@ -178,7 +190,7 @@ class Run:
     def _evaluate(self, epoch: int) -> None:
         with self._stage("evaluate"):
             history, job = self.history, self.job
-            accuracy, loss = _evaluated(job.device_model, job.train_set.samples, job.train_set.targets)
+            accuracy, loss = job.device_model.evaluate_rows(job.train_set.samples, job.train_set.targets)
             if not np.isfinite(loss):  # an epoch's last update is seen by no mini-batch loss of it
                 raise self._diverged(f"the cost is {loss} after epoch {epoch}", history.learning_rate[-1])
             history.eval_epoch.append(epoch)
@@ -186,7 +198,7 @@ class Run:
             history.full_train_loss.append(loss)
             text = f"epoch {epoch:4d}: cost {loss:.4f}, accuracy {accuracy:.1%}"
             if job.dev_set is not None:
-                accuracy, loss = _evaluated(job.device_model, job.dev_set.samples, job.dev_set.targets)
+                accuracy, loss = job.device_model.evaluate_rows(job.dev_set.samples, job.dev_set.targets)
                 history.dev_accuracy.append(accuracy)
                 history.dev_loss.append(loss)
                 text += f"; dev cost {loss:.4f}, accuracy {accuracy:.1%}"
@@ -199,7 +211,7 @@ class Run:
         if path is None:
             return
         with self._stage("save"):
-            history = dataclasses.asdict(self.history)
+            history = dict(vars(self.history))
             place = self.position
             place.mini_batch_loss = np.asarray(history.pop("mini_batch_loss"), dtype=self.engine.loss_dtype)
             place.history = history
@@ -243,6 +255,14 @@ class Run:
                 f"the checkpoint stands within epoch {place.epoch}, which can only go on as it began: give {told}"
             )
         changed += [k for k in ("optimizer", "options", "schedule_by", "data") if k in then and then[k] != now[k]]
+        model_then, model_now = then.get("model", {}), now["model"]
+        if model_then and model_now and model_then["activation_func"] != model_now["activation_func"]:
+            kept, given = (", ".join(model["activation_func"]) for model in (model_then, model_now))
+            raise ValueError(
+                f"the checkpoint's network has the activations {kept}, the model that was given has {given}"
+            )
+        if model_then and model_then != model_now:  # the seed too counts: dropout masks are drawn from it
+            changed.append("model")
         for k in changed:
             self._notice(f"the checkpoint was trained with {k} {then[k]}, this run goes on with {now[k]}")
         differs = [f"{k} {v}" for k, v in place.environment.items() if self.environment.get(k) != v]
@@ -252,7 +272,7 @@ class Run:
     def _interrupt(self) -> None:
         where = f"epoch {self.position.epoch}, batch {self.position.batches}"
         how = f"; resume with recover_from={str(self.checkpoint)!r}" if self.checkpoint else "; nothing was saved"
-        raise Interrupted(f"interrupted at {where}{how}", self.checkpoint, self.position.epoch)
+        raise Interrupted(f"interrupted at {where}{how}", self.checkpoint, self.position.epoch, self.history)
 
     def _copy_back(self) -> None:
         """Gives the caller's objects the values of those that trained."""
@@ -265,14 +285,13 @@ class Run:
 
     def _describe(self) -> dict[str, Any]:
         plan, job = self.plan, self.job
-        model = job.model.architecture if isinstance(job.model, DeepNetwork) else {}
         return {
             "version": __version__,
             "device": job.backend.device,
             "engine": self.engine.name,
             "optimizer": type(job.optimizer).__name__,
             "options": job.optimizer.options,
-            "model": model,
+            "model": job.model.architecture,
             "data": job.dataset.name,
             "classes": list(job.dataset.classes),
             "img_shape": None if job.dataset.img_shape is None else list(job.dataset.img_shape),
@@ -289,11 +308,8 @@ class Run:
         }
 
     def _announce(self) -> None:
-        backend = self.job.backend
-        self._say(
-            f"catopt_xp {__version__} on {backend.device} ({backend.reason}),"
-            f" engine {self.engine.name} (the only one of this version)"
-        )
+        device, reason = self.job.backend.device, self.job.backend.reason
+        self._say(f"catopt_xp {__version__} on {device} ({reason}), engine {self.engine.name} ({self.engine_reason})")
         for notice in self.job.notices:
             self._say(f"note: {notice}")
 
@@ -302,8 +318,7 @@ class Run:
         self._say(f"note: {text}")
 
     def _say(self, text: str) -> None:
-        if self.plan.verbose:
-            tqdm.write(text)
+        self.plan.say(text)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -312,14 +327,6 @@ class Run:
             yield
         finally:
             self.history.timings[name] += time.perf_counter() - started
-
-
-def _evaluated(model: Any, samples: Any, targets: Any) -> tuple[float, float]:
-    """Accuracy and mean loss over a resident set."""
-    if isinstance(model, DeepNetwork):
-        return model.evaluate_rows(samples, targets)
-    accuracy, loss = model.evaluate(samples.T, targets, return_loss=True)
-    return accuracy, loss
 
 
 class _Signals:
@@ -332,7 +339,9 @@ class _Signals:
     def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no signals
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._receive)
+                previous = signal.signal(number, self._receive)
+                # A handler that was not set from Python is None here, and cannot be put back: the default is.
+                self._previous[number] = signal.SIG_DFL if previous is None else previous
         return self
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

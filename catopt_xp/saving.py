@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.backend import asnumpy
+from catopt_xp.backend import Backend, asnumpy
 from catopt_xp.checkpoint import CheckpointError, group, read_checkpoint, write_checkpoint
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import BaseOptimizer
@@ -39,9 +39,9 @@ class RunState:
     environment: dict[str, Any] = field(default_factory=dict)
 
 
-def environment(device: str, engine: str) -> dict[str, str]:
+def environment(backend: Backend, engine: str) -> dict[str, str]:
     """What has to be the same for a resumed run to have the same bits."""
-    return {"device": device, "engine": engine, "machine": platform.machine(), "numpy": np.__version__}
+    return {"device": backend.device, "engine": engine, "machine": platform.machine(), **backend.versions()}
 
 
 def save_run(
@@ -60,7 +60,7 @@ def save_run(
         if getattr(state, name) is not None:
             arrays[f"run/{name}"] = np.asarray(getattr(state, name))
     meta = {
-        "model": model.architecture if isinstance(model, DeepNetwork) else {},
+        "model": model.architecture,
         "optimizer": {k: saved[k] for k in COUNTERS} | {"options": optimizer.options},
         "run": {
             "epoch": state.epoch,
@@ -174,5 +174,12 @@ def load_model(filename: str | os.PathLike[str]) -> DeepNetwork:
     """The trained network of a checkpoint, on the CPU: the best weights where early stopping kept some, else the last.
 
     Raises FileNotFoundError, CheckpointError.
+
+    >>> import tempfile, catopt_xp
+    >>> model = DeepNetwork([2, 1], ["sigmoid"])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_state_dict(model, catopt_xp.Adam(model.save(), 1e-3), f"{folder}/state")
+    ...     bool((load_model(path).save()["W0"] == model.save()["W0"]).all())
+    True
     """
     return Checkpoint.read(filename).trained_model()

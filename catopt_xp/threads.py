@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -33,7 +35,8 @@ def run_tasks(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         if threads < 2:
             return _run_all(tasks)
         shares = deal(tasks, threads)  # the calling thread takes the first one
-        others = [_pool(os.getpid()).submit(_run_all, share) for share in shares[1:]]
+        # Each thread works in the caller's context: what NumPy does on an overflow is part of it.
+        others = [_pool(os.getpid()).submit(copy_context().run, _run_all, share) for share in shares[1:]]
         try:
             results = _run_all(shares[0])
         finally:
@@ -47,13 +50,19 @@ def deal(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
     >>> deal([1, 2, 3, 4, 5], 2)
     [[1, 2], [3, 4, 5]]
     """
-    parts = min(parts, len(items))
+    parts = max(1, min(parts, len(items)))
     bounds = [len(items) * k // parts for k in range(parts + 1)]
     return [items[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def single_threaded_products() -> AbstractContextManager[Any]:
-    """A `with` block in which BLAS uses one thread."""
+    """A `with` block in which BLAS uses one thread.
+
+    Of the main thread alone: BLAS has one setting for the whole process, which OpenBLAS lets no other thread change,
+    and which blocks of several threads would put back in the wrong order. Elsewhere the block changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return nullcontext()
     limited: AbstractContextManager[Any] = _controller().limit(limits=1, user_api="blas")
     return limited
 

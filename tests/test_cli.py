@@ -26,6 +26,7 @@ from catopt_xp.backend import DeviceFallbackWarning
 from catopt_xp.cli import main
 from catopt_xp.experiments import TITLES
 from catopt_xp.history import History
+from catopt_xp.plots import plot_paths
 from catopt_xp.saving import load_model
 
 MODULE = [sys.executable, "-m", "catopt_xp"]
@@ -225,12 +226,31 @@ def test_evaluate_prints_what_the_run_ended_with(
 ) -> None:
     history = History.from_json(trained / "model_history.json")
     assert main(["evaluate", str(trained / "model_latest.npz"), "--data", str(arrays)]) == 0
-    head, training, dev = capsys.readouterr().out.splitlines()
+    head, named, training, dev = capsys.readouterr().out.splitlines()
     assert head.startswith(f"{trained / 'model_latest.npz'} on cpu (")
+    assert named == f"data: {arrays}"
     accuracy, cost = history.train_accuracy[-1], history.full_train_loss[-1]
     assert training == f"training set (60 samples): accuracy {accuracy:.2%}, cost {cost:.4f}"
     accuracy, cost = history.dev_accuracy[-1], history.dev_loss[-1]
     assert dev == f"dev set (20 samples): accuracy {accuracy:.2%}, cost {cost:.4f}"
+
+
+def test_evaluate_needs_a_set_unless_the_drawings_were_trained(
+    arrays: Path, trained: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = trained / "model_latest.npz"
+    said = refused(["evaluate", str(checkpoint)], capsys)
+    assert said == f"{checkpoint} was trained on {arrays}: name the set to evaluate it over with --data"
+    unknown = folder / "unknown.npz"
+    folder.mkdir()
+    model = load_model(checkpoint)
+    catopt_xp.save_state_dict(model, catopt_xp.Adam(model.save(), 1e-3), unknown)
+    assert "does not say what it was trained on: name the set" in refused(["evaluate", str(unknown)], capsys)
+    sizes = ["--img-shape", "6x6", "--train-size", "2", "--dev-size", "1"]
+    words = ["train", *sizes, "--total-epoch", "1", "--save-dir", str(folder), "--quiet"]
+    assert main(words) == 0
+    assert main(["evaluate", str(folder / "model_latest.npz"), *sizes[2:]]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "data: drawn cats and dogs (built in, seed 0)"
 
 
 def test_photographs_from_training_to_prediction(
@@ -314,6 +334,43 @@ def test_the_flags_know_every_comparison_and_every_argument_of_train(
     assert train(arrays, folder) == 130
     only_from_python = {"model", "X", "Y", "dev_X", "dev_Y", "callbacks"}
     assert set(passed) == set(inspect.signature(catopt_xp.train).parameters) - only_from_python
+    monkeypatch.setattr(cli, "compare", stop)
+    passed.clear()
+    assert main(["compare", "decay"]) == 130
+    assert set(passed) == set(inspect.signature(catopt_xp.compare).parameters)
+
+
+@pytest.mark.parametrize(
+    ("flags", "progress", "verbose"),
+    [("", None, True), ("--quiet", False, False), ("--quiet --progress", True, False), ("--no-progress", False, True)],
+)
+@pytest.mark.parametrize("command", ["train", "compare decay"])
+def test_quiet_shows_no_bar_unless_one_is_asked_for(
+    command: str, flags: str, progress: bool | None, verbose: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: dict[str, Any] = {}
+
+    def stop(**options: Any) -> None:
+        passed.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, command.split()[0], stop)
+    assert main([*command.split(), *flags.split()]) == 130
+    assert (passed["progress"], passed["verbose"]) == (progress, verbose)
+
+
+@pytest.mark.parametrize("command", ["train", "compare decay"])
+def test_epochs_have_the_librarys_own_name_too(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def stop(**options: Any) -> None:
+        asked.append(options["total_epoch"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, command.split()[0], stop)
+    for flag in ("--epochs", "--total-epoch"):
+        assert main([*command.split(), flag, "7"]) == 130
+    assert asked == [7, 7]
 
 
 def test_stochastic_goes_with_batch_sizes_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,6 +404,25 @@ def test_plot_one_and_several(
         assert out.stat().st_size > 1000
 
 
+def test_paths_are_drawn_over_three_surfaces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawn: list[str] = []
+
+    def counted(panels: list[dict[str, Any]], out: Path) -> None:
+        drawn.extend(panel["title"].split(":")[0] for panel in panels)
+        plot_paths(panels, out)
+
+    monkeypatch.setattr(cli, "plot_paths", counted)
+    for words, out in (([], "paths.png"), (["--out", "three.svg"], "three.svg")):
+        assert main(["paths", *words]) == 0
+        assert capsys.readouterr().out == f"figure: {out}\n"
+        assert Path(out).stat().st_size > 1000
+    assert drawn == ["Saddle point", "Plateau", "Valley"] * 2
+    assert "not written as 'bmp'" in failed(["paths", "--out", "a.bmp"], capsys)
+
+
 def test_plot_names_its_runs_by_file_and_where_two_are_alike_by_path() -> None:
     files = [Path("a/adam_history.json"), Path("b/gd.json"), Path("c/gd.json")]
     assert [cli._legend(file, files) for file in files] == ["adam", str(files[1]), str(files[2])]
@@ -376,7 +452,7 @@ def test_plot_refuses_what_it_cannot_draw(tmp_path: Path, capsys: pytest.Capture
         ("train --learning-rate nan", "argument --learning-rate: 'nan' is not a number above 0"),
         ("train --weight-decay -1", "argument --weight-decay: '-1' is not a number of at least 0"),
         ("train --optimizer foo", "argument --optimizer: invalid choice: 'foo'"),
-        ("train --epochs 1.5", "argument --epochs: '1.5' is not a whole number of at least 1"),
+        ("train --epochs 1.5", "argument --epochs/--total-epoch: '1.5' is not a whole number of at least 1"),
         ("train --dropout 1", "argument --dropout: '1' is not a number of at least 0 and below 1"),
         ("train --hidden 30,0", "argument --hidden: '0' is not a whole number of at least 1"),
         ("train --img-shape 224", "argument --img-shape: '224' is not WIDTHxHEIGHT"),
@@ -433,7 +509,7 @@ def test_an_error_not_meant_for_the_user_names_its_kind() -> None:
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, name: str, checkpoint: Path | None) -> None:
     def stop(*arguments: Any, **options: Any) -> None:
-        raise catopt_xp.Interrupted("stopped", checkpoint, 7)
+        raise catopt_xp.Interrupted("stopped", checkpoint, 7, History())
 
     monkeypatch.setattr(cli, name, stop)
 
@@ -465,6 +541,45 @@ def test_an_interruption_without_a_checkpoint_promises_none(
     interrupted(monkeypatch, "train", None)
     assert main(["train"]) == 130
     assert capsys.readouterr().err == "catopt-xp: interrupted\n"
+
+
+SIGNAL_AFTER_A_RUN = """
+import os, signal, sys
+from catopt_xp import cli, experiments
+train, number = experiments.train, int(sys.argv[1])
+def then_signal(**options):
+    result = train(**options)
+    os.kill(os.getpid(), number)
+    return result
+experiments.train = then_signal
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows delivers no SIGINT or SIGTERM to a child")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_two_runs_of_a_comparison_is_an_interruption(
+    arrays: Path, folder: Path, number: signal.Signals
+) -> None:
+    words = ["compare", "decay", "--data", str(arrays), "--save-dir", str(folder), "--epochs", "2", "--quiet"]
+    result = subprocess.run(
+        [sys.executable, "-c", SIGNAL_AFTER_A_RUN, str(int(number)), *words],
+        capture_output=True,
+        text=True,
+        env=module_environment(),
+        check=False,
+    )
+    assert result.returncode == 130, result.stderr
+    said = result.stderr.splitlines()
+    assert said == ["catopt-xp: interrupted", f"to resume: catopt-xp {shlex.join(words)}"]
+    assert main(shlex.split(said[1])[3:]) == 0
+    assert len(list(folder.glob("*.json"))) == 3
+
+
+def test_the_handler_of_sigterm_is_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["info"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows delivers no SIGINT or SIGTERM to a child")
@@ -544,7 +659,7 @@ def test_shapes_and_counts_are_read_back(width: int, height: int) -> None:
     assert arguments.batch_size(str(width)) == arguments.count(str(width)) == width
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "compare", "info", "plot"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "compare", "info", "plot", "paths"])
 def test_every_flag_has_a_help_text(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

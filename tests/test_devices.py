@@ -15,7 +15,7 @@ import pytest
 from catopt_xp import devices
 from catopt_xp.backend import _import_cupy
 from catopt_xp.devices import GpuInfo, ProbeResult, explain, probe_gpu
-from catopt_xp.machine import Machine, host_free_memory, look_at_machine
+from catopt_xp.machine import Machine, cpu_count, host_free_memory, look_at_machine
 
 ONE_WHEEL = ("cupy-cuda12x 14.2.0",)
 TWO_WHEELS = ("cupy-cuda12x 14.2.0", "cupy-cuda13x 14.2.0")
@@ -273,6 +273,36 @@ def test_free_memory_respects_groups_of_version_1_seen_from_a_container(tmp_path
     files = {"memory__limit_in_bytes": "4000\n", "memory__usage_in_bytes": "1000\n"}
     write(tmp_path / "groups" / "memory", **files, memory__stat="total_inactive_file 10\n")
     assert host_free_memory(tmp_path, tmp_path / "groups") == 3010
+
+
+@pytest.fixture
+def eight_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+
+
+@pytest.mark.parametrize(
+    ("quota", "processors"),
+    [("max 100000", 8), ("50000 100000", 1), ("150000 100000", 2), ("400000 100000", 4), ("9900000 100000", 8)],
+)
+def test_processors_are_those_of_the_quota(tmp_path: Path, eight_processors: None, quota: str, processors: int) -> None:
+    write(tmp_path / "self", cgroup="0::/outer/inner\n")
+    write(tmp_path / "groups" / "outer", cpu__max=f"{quota}\n")
+    write(tmp_path / "groups" / "outer" / "inner", cpu__max="max 100000\n")
+    assert cpu_count(tmp_path, tmp_path / "groups") == processors
+
+
+@pytest.mark.parametrize(("quota", "processors"), [("-1", 8), ("300000", 3), ("250000", 3)])
+def test_processors_are_those_of_a_quota_of_version_1(
+    tmp_path: Path, eight_processors: None, quota: str, processors: int
+) -> None:
+    write(tmp_path / "self", cgroup="5:memory:/x\n7:cpu,cpuacct:/docker/0123\n")
+    write(tmp_path / "groups" / "cpu", cpu__cfs_quota_us=f"{quota}\n", cpu__cfs_period_us="100000\n")
+    assert cpu_count(tmp_path, tmp_path / "groups") == processors
+
+
+def test_without_control_groups_all_processors_count(tmp_path: Path, eight_processors: None) -> None:
+    assert cpu_count(tmp_path, tmp_path) == 8
 
 
 def test_free_memory_without_proc_asks_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,20 @@ def test_pictures_do_not_depend_on_the_number_of_processes() -> None:
     np.testing.assert_array_equal(here.dev_X, elsewhere.dev_X)
 
 
+def test_there_are_as_many_processes_as_threads_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+
+    def fake(tasks: list[object], img_shape: tuple[int, int], workers: int, progress: bool | None) -> np.ndarray:
+        used.append(workers)
+        return np.zeros((len(tasks), 3), dtype=np.uint8)
+
+    monkeypatch.setattr(drawings, "_draw_rows", fake)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    get_drawn_set((1, 1), 1, 0, cache=False)
+    get_drawn_set((1, 1), 1, 0, cache=False, workers=3)
+    assert used == [5, 3]
+
+
 def test_a_script_without_a_main_guard_draws_once(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

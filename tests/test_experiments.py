@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catopt_xp import experiments
-from catopt_xp.experiments import SURFACES, compare, final_table, optimizer_paths, planned_runs
+from catopt_xp.data import DataSet
+from catopt_xp.experiments import SURFACES, compare, data_digest, final_table, optimizer_paths, planned_runs
 from catopt_xp.history import History
 from catopt_xp.training import TrainResult, train
 
@@ -146,6 +147,53 @@ def test_another_seed_in_the_same_folder_is_refused(data: Any, tmp_path: Path) -
     small("decay", data, tmp_path)
     with pytest.raises(ValueError, match=r"adam_batch64\.json is of a run with seed 0, not 1: choose another save_dir"):
         small("decay", data, tmp_path, seed=1)
+
+
+@pytest.mark.parametrize("changed", [0, 1, 2, 3])
+@pytest.mark.parametrize("left", ["a history", "a checkpoint"])
+def test_the_results_of_another_set_of_the_same_name_and_shape_are_refused(
+    data: Any, tmp_path: Path, changed: int, left: str
+) -> None:
+    small("decay", data, tmp_path, total_epoch=1)
+    if left == "a checkpoint":
+        (tmp_path / "adam_batch64.json").unlink()
+    others = [np.array(array) for array in data]
+    others[changed][...] = np.roll(others[changed], 1, axis=1)
+    with pytest.raises(ValueError, match=r"adam_batch64.* is of a run with data arrays, digest \w{8}, not arrays, dig"):
+        small("decay", tuple(others), tmp_path, total_epoch=1)
+
+
+@pytest.mark.parametrize("m", [1, 63, 64, 65, 200])
+def test_the_digest_is_of_values_and_not_of_their_place(m: int) -> None:
+    rows = np.random.default_rng(m).integers(0, 256, (m, 6), dtype=np.uint8)
+    labels = np.arange(m)[np.newaxis] % 2
+    digest = data_digest(DataSet(rows.T, labels))
+    assert data_digest(DataSet(np.ascontiguousarray(rows.T), labels, name="other")) == digest
+    assert data_digest(DataSet(rows.T, labels, rows.T, labels)) != digest
+    assert data_digest(DataSet(255 - rows.T, labels)) != digest
+
+
+@pytest.mark.parametrize("total_epoch", [0, -3])
+def test_a_comparison_of_no_epochs_is_refused_before_any_work(data: Any, tmp_path: Path, total_epoch: int) -> None:
+    with pytest.raises(ValueError, match=f"total_epoch is {total_epoch}; a comparison needs a whole number"):
+        compare("decay", data, total_epoch, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("progress", [True, False, None])
+def test_the_bar_of_loading_is_as_asked(
+    data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: bool | None
+) -> None:
+    asked: list[object] = []
+
+    def stop(*source: object, on_error: str, progress: bool | None) -> None:
+        asked.append(progress)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments, "load_data", stop)
+    with pytest.raises(KeyboardInterrupt):
+        small("decay", data, tmp_path, progress=progress)
+    assert asked == [progress]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(data: Any, tmp_path: Path) -> None:

@@ -550,3 +550,31 @@ def test_lists_are_taken_as_arrays() -> None:
     model = DeepNetwork([2, 1], ["sigmoid"])
     assert model.forward([[0.0], [0.0]]).tolist() == [[0.5]]
     assert model.evaluate([[0.0], [0.0]], [0]) == 1.0
+
+
+def test_each_pass_by_hand_drops_other_units_and_the_position_decides_which() -> None:
+    model, X = DeepNetwork([3, 50, 1], ["relu", "sigmoid"], dropout=0.5), np.ones((3, 1), np.float32)
+    first, second = model.forward(X), model.forward(X)
+    assert first.tolist() != second.tolist()
+    model.position = (0, 0)
+    assert model.forward(X).tolist() == first.tolist()
+
+
+def test_the_set_is_not_kept_alive_after_the_backward_pass() -> None:
+    model, X = DeepNetwork([3, 2, 1], ["relu", "sigmoid"]), np.ones((3, 4), np.float32)
+    model.forward(X)
+    model.backward(np.ones((1, 4)))
+    assert model._trace is None
+    with pytest.raises(RuntimeError, match="call forward"):
+        model.backward(np.ones((1, 4)))
+
+
+def test_labels_that_the_output_cannot_have_are_refused_by_evaluate() -> None:
+    model, X = DeepNetwork([3, 1], ["sigmoid"]), np.ones((3, 2), np.float32)
+    with pytest.raises(ValueError, match=r"^Y has the label 255 \(sample 1\); a sigmoid output takes 0 and 1$"):
+        model.evaluate(X, np.array([[0, 255]]))
+
+
+@pytest.mark.parametrize("Y_hat", [np.array([[1, 0]]), [[1, 0]], np.array([[1.0, 0.0]])])
+def test_the_loss_of_sure_answers_is_finite_whatever_they_come_as(Y_hat: Any) -> None:
+    assert 0.0 <= DeepNetwork([3, 1], ["sigmoid"]).loss([[1, 0]], Y_hat) < 1e-6

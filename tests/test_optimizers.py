@@ -378,7 +378,7 @@ def test_numbers_out_of_range_are_refused_by_name(cls: type[BaseOptimizer], name
     ("cls", "options", "words"),
     [
         (GradientDescent, {"learning_rate": 0.0}, "learning_rate is 0.0; it must be positive"),
-        (GradientDescent, {"clip_norm": 0.0}, "clip_norm is 0.0; it must be positive, or None"),
+        (GradientDescent, {"clip_norm": 0.0}, "clip_norm is 0.0; it must be positive"),
         (Momentum, {"beta": 1.0}, "Momentum: beta is 1.0"),
         (Momentum, {"nesterov": True, "correct_param": True}, "nesterov has no bias-corrected form"),
         (RMSProp, {"beta": -0.1}, "RMSProp: beta is -0.1"),
@@ -552,3 +552,39 @@ def test_the_kernel_is_the_rule_value_by_value_in_one_launch(
 def test_the_list_of_variants_has_every_optimizer() -> None:
     assert {cls for cls, _ in VARIANTS} == set(ALL)
     assert all(cls.kernel.endswith(";") for cls in ALL)
+
+
+def test_numbers_of_numpy_leave_dtypes_alone() -> None:
+    p = {"W0": np.ones((2, 2), np.float32)}
+    optimizer = Adam(p, np.float64(1e-3), clip_norm=np.float64(0.1), l2=np.float64(1e-3), weight_decay=np.float64(0.1))
+    optimizer.update({"W0": np.ones((2, 2), np.float32)})
+    assert {type(x) for x in optimizer.scalars().values()} == {float}
+    assert type(optimizer.clip_norm) is float
+    assert {x.dtype for name, x in optimizer.save().items() if "/" in name} == {np.dtype(np.float32)}
+
+
+class OwnRule(Adam):
+    """Another rule, without a CUDA text of its own: Adam's kernel must not run in its place."""
+
+    @staticmethod
+    def rule(xp: Any, p: Any, g: Any, m: Any, v: Any, **scalars: float) -> None:
+        p -= 1.0
+
+
+def test_a_rule_without_its_kernel_runs_as_array_operations() -> None:
+    for kind, has in ((Adam, True), (OwnRule, False)):
+        assert kind({"W0": np.zeros(1)}, 0.1)._has_kernel is has
+
+
+@pytest.mark.parametrize("rate", [-1e-3, float("nan"), float("inf")])
+def test_a_schedule_that_gives_no_learning_rate_is_named(rate: float) -> None:
+    optimizer = GradientDescent({"W0": np.zeros(1)}, 0.1, lr_scheduler=lambda lr, epoch: rate)
+    with pytest.raises(ValueError, match=r"gives (-0.001|nan|inf) at epoch 0; a learning rate is finite"):
+        _ = optimizer.learning_rate
+
+
+def test_a_gradient_that_is_missing_is_named_and_counts_no_step() -> None:
+    optimizer = GradientDescent({"W0": np.zeros(1), "b0": np.zeros(1)}, 0.1)
+    with pytest.raises(ValueError, match=r"^gradient: b0 is missing"):
+        optimizer.update({"W0": np.zeros(1)})
+    assert optimizer.steps == 0

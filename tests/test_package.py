@@ -35,7 +35,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOU
 # A new module enters this table. Imports go to lower floors; a name that ends with a dot stands for the whole folder.
 FLOORS = {
     0: "version files backend devices machine threads timers schedules averages",
-    1: "functional parameters blocks checkpoint plots",
+    1: "functional parameters blocks checkpoint labels plots",
     2: "data data. network base_optimizer optim",
     3: "engines engines. history callbacks saving batch_size",
     4: "plan running training",

@@ -390,6 +390,61 @@ def test_decompression_bombs_are_refused_by_name(tmp_path: Path, monkeypatch: py
         decode_images([file], (2, 2))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.EIO, "Input/output error"),
+        PermissionError(errno.EACCES, "Permission denied"),
+    ],
+    ids=["memory", "EMFILE", "EIO", "EACCES"],
+)
+def test_what_is_not_the_photographs_fault_is_neither_skipped_nor_remembered(
+    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    unlucky, opened = folder / "training_set" / "cats" / "cat.1.png", Image.open
+
+    def failing(file: Path, formats: tuple[str, ...]) -> Image.Image:
+        if file == unlucky:
+            raise error
+        return opened(file, formats=formats)
+
+    monkeypatch.setattr(Image, "open", failing)
+    with pytest.raises(type(error)) as caught:
+        get_photograph_set(folder, (4, 2), on_error="skip")
+    assert str(caught.value).startswith(f"{unlucky}: ")
+    assert "damaged" not in str(caught.value)
+    assert not own_cache.exists()
+    monkeypatch.setattr(Image, "open", opened)
+    assert get_photograph_set(folder, (4, 2), on_error="skip").train_X.shape == (24, 6)
+
+
+def test_an_offset_to_nowhere_is_a_damaged_photograph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(file: Path, formats: tuple[str, ...]) -> Image.Image:
+        raise OSError(errno.EINVAL, "Invalid argument")  # what a seek to there says
+
+    file = paint(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", failing)
+    with pytest.raises(ValueError, match=r"a\.png: damaged photograph \(.*Invalid argument\)"):
+        decode_images([file], (4, 2))
+
+
+def test_photographs_are_decoded_by_as_many_threads_as_there_should_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, asked = decoding.ThreadPoolExecutor, []
+
+    def counted(threads: int) -> object:
+        asked.append(threads)
+        return pool(threads)
+
+    monkeypatch.setattr(decoding, "ThreadPoolExecutor", counted)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    decode_images([paint(tmp_path / "a.png")], (4, 2))
+    assert asked == [3]
+
+
 def test_wrong_arguments_of_decoding(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="on_error: 'ignore' is not known"):
         decode_images([paint(tmp_path / "a.png")], on_error="ignore")
@@ -477,12 +532,28 @@ def test_an_unwritable_cache_goes_on_in_memory(folder: Path, tmp_path: Path, mon
     assert data.train_X.shape == (24, 6)
 
 
+def test_what_a_killed_writer_left_is_removed(folder: Path, own_cache: Path) -> None:
+    spoil(folder / "training_set" / "dogs" / "dog.0.png", "text")
+    with pytest.warns(UserWarning, match="skipped 1"):
+        get_photograph_set(folder, (4, 2), on_error="skip")
+    written = sorted(own_cache.iterdir())
+    for file in written:
+        left = file.with_name(f".{file.name}.0123abcd.tmp")
+        left.write_bytes(b"half")
+        os.utime(left, (0, 0))
+        file.unlink()
+    with pytest.warns(UserWarning, match="skipped 1"):
+        get_photograph_set(folder, (4, 2), on_error="skip")
+    assert sorted(own_cache.iterdir()) == written
+
+
 def test_a_full_disk_leaves_no_file_behind(folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.warns(UserWarning, match="No space left on device"):
+    reason = r"^\S+\.npy: cannot be written \(No space left on device\); going on in memory; the pictures"
+    with pytest.warns(UserWarning, match=reason):
         data = get_photograph_set(folder, (4, 2))
     assert data.train_X.shape == (24, 6)
     assert list(own_cache.iterdir()) == []

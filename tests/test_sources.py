@@ -34,13 +34,13 @@ def test_nothing_given_is_the_drawn_set() -> None:
 def test_nothing_given_has_the_reference_size(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
-    def fake(*sizes: object, seed: int) -> DataSet:
-        asked.extend([*sizes, seed])
+    def fake(*sizes: object, seed: int, progress: bool | None) -> DataSet:
+        asked.extend([*sizes, seed, progress])
         return DataSet(X, Y)
 
     monkeypatch.setattr("catopt_xp.data.sources.get_drawn_set", fake)
-    load_data()
-    assert asked == [(224, 224), 1000, 200, 0]
+    load_data(progress=False)
+    assert asked == [(224, 224), 1000, 200, 0, False]
 
 
 @pytest.mark.parametrize("kind", [str, Path])
@@ -55,6 +55,20 @@ def test_a_folder_is_photographs(tmp_path: Path, kind: type) -> None:
     assert data.train_Y.tolist() == [[1, 1, 0, 0]]
     assert data.dev_Y.tolist() == [[1, 0]]
     assert set(data.timings) == {"read", "decode"}
+
+
+@pytest.mark.parametrize(("progress", "shown"), [(True, True), (False, False), (None, False)])
+def test_the_bar_is_as_asked_and_without_a_terminal_not_there(
+    tmp_path: Path, progress: bool | None, shown: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cats", "dogs"):
+        for k in range(2):
+            (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 3), (k, 0, 0)).save(tmp_path / "photos" / name / f"{k}.png")
+    load_data(tmp_path / "photos", progress=progress)
+    assert ("decoding" in capsys.readouterr().err) == shown
+    load_data(None, (8, 8), train_size=1, dev_size=0, progress=progress)
+    assert ("drawing cats and dogs" in capsys.readouterr().err) == shown
 
 
 def test_arrays_are_handed_on_as_they_are() -> None:

@@ -99,7 +99,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"model": network(), "hidden": (9,)}, ValueError, "hidden goes with the network that train builds"),
     ({"model": network(), "dropout": 0.5}, ValueError, "dropout goes with the network that train builds"),
     ({"model": network(), "dtype": "float64"}, ValueError, "dtype goes with the network that train builds"),
-    ({"hidden": (0,)}, ValueError, "every layer needs at least one unit"),
+    ({"hidden": (0,)}, ValueError, "hidden is 0; give a whole number of at least 1"),
     ({"activation": "gelu"}, ValueError, "unknown activation 'gelu'; choose"),
     ({"dropout": 1.0}, ValueError, "dropout is 1.0"),
     ({"dtype": "float16"}, ValueError, "dtype is float16; choose float32 or float64"),

@@ -11,12 +11,14 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.files import write_whole
+from catopt_xp.files import remove_stale, write_whole
 
 
 def cache_folder() -> Path:
@@ -60,23 +62,40 @@ def load_rows(file: Path, shape: tuple[int, int], notices: list[str]) -> NDArray
     return np.asarray(rows)  # a plain array over the map
 
 
-def store_rows(file: Path, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Write a set (m, n_x) to its cache file.
+def load_skipped(file: Path) -> dict[int, str]:
+    """The skipped pictures of a cached set, from the list beside it: place -> reason; empty where there is none."""
+    try:
+        return {int(k): str(reason) for k, reason in json.loads(file.with_suffix(".json").read_text("utf-8")).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}  # without a whole list the number of rows does not fit, and the set is decoded again
+
+
+def store_rows(file: Path, rows: NDArray[np.uint8], skipped: Mapping[int, str] | None = None) -> NDArray[np.uint8]:
+    """Write a set (m, n_x) to its cache file, and the list of skipped pictures, where there are any, beside it.
 
     Returns the rows as mapped from the file, so that the memory can go; the given rows, with a warning, where
     writing fails.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda stream: np.save(stream, rows, allow_pickle=False))
+        if skipped:
+            _write(file.with_suffix(".json"), lambda stream: stream.write(json.dumps(dict(skipped)).encode()))
+        _write(file, lambda stream: np.save(stream, rows, allow_pickle=False))
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     except OSError as error:
+        # The system's own words: the error's message names the file and what happened to it once more.
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
         warnings.warn(
-            f"{file}: cannot be written ({one_line(error)}); going on in memory; the pictures are prepared "
+            f"{file}: cannot be written ({reason}); going on in memory; the pictures are prepared "
             "again next time (CATOPT_XP_CACHE names another folder)",
             stacklevel=2,
         )
         return rows
+
+
+def _write(file: Path, write: Callable[[BinaryIO], object]) -> None:
+    remove_stale(file)  # a set is large: what a killed writer left would fill the disk
+    write_whole(file, write)
 
 
 def one_line(error: BaseException) -> str:

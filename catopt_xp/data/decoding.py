@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import warnings
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from catopt_xp.data.cache import one_line
 from catopt_xp.data.dataset import checked_img_shape
+from catopt_xp.machine import thread_count
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +35,10 @@ _LYING = ("ROTATE_90", "ROTATE_270", "TRANSPOSE", "TRANSVERSE")  # turns that sw
 
 
 def decode_images(
-    files: Sequence[str | os.PathLike[str]], img_shape: tuple[int, int] = (224, 224), on_error: str = "raise"
+    files: Sequence[str | os.PathLike[str]],
+    img_shape: tuple[int, int] = (224, 224),
+    on_error: str = "raise",
+    progress: bool | None = None,
 ) -> NDArray[np.uint8]:
     """Decode photographs into one array.
 
@@ -41,9 +46,11 @@ def decode_images(
     resized.
     on_error: "raise" stops at the first file that cannot be decoded; "skip" leaves such files out, with a
     warning naming them.
+    progress: show a bar; None: when stderr is a terminal.
     Returns uint8 pixels (m, n_x), a row for each photograph, its values through height, width, channel (RGB).
-    Raises ValueError or OSError, naming the file, where one cannot be decoded; ValueError where none is left,
-    for another `on_error` or a wrong shape.
+    Raises ValueError or FileNotFoundError, naming the file, where one cannot be decoded; ValueError where none
+    is left, for another `on_error` or a wrong shape; OSError or MemoryError, skipping or not, where the machine
+    fails and not the photograph.
 
     >>> import tempfile, pathlib
     >>> from PIL import Image
@@ -53,13 +60,13 @@ def decode_images(
     ...     decode_images([file], img_shape=(2, 1)).tolist()
     [[255, 0, 0, 255, 0, 0]]
     """
-    rows, broken = decode_files([Path(file) for file in files], checked_img_shape(img_shape), on_error)
+    rows, broken = decode_files([Path(file) for file in files], checked_img_shape(img_shape), on_error, progress)
     warn_of_skipped(broken)
     return rows
 
 
 def decode_files(
-    files: Sequence[Path], img_shape: tuple[int, int], on_error: str
+    files: Sequence[Path], img_shape: tuple[int, int], on_error: str, progress: bool | None = None
 ) -> tuple[NDArray[np.uint8], dict[int, str]]:
     """As `decode_images`, but says nothing of skipped files.
 
@@ -76,7 +83,7 @@ def decode_files(
     def decode_row(k: int) -> Exception | None:
         try:
             rows[k] = decode_image(files[k], img_shape).reshape(-1)
-        except (ValueError, OSError) as error:
+        except (ValueError, FileNotFoundError) as error:  # the photograph's fault; any other is the machine's
             return error
         return None
 
@@ -84,11 +91,11 @@ def decode_files(
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always", UserWarning)
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        pool = ThreadPoolExecutor()  # Pillow decodes and resizes without the interpreter's lock
+        pool = ThreadPoolExecutor(thread_count())  # Pillow decodes and resizes without the interpreter's lock
         try:
             errors = pool.map(decode_row, range(len(files)))
-            # disable=None: no bar unless stderr is a terminal
-            bar = tqdm(errors, total=len(files), desc="decoding", unit="photograph", leave=False, disable=None)
+            hidden = None if progress is None else not progress  # None: no bar unless stderr is a terminal
+            bar = tqdm(errors, total=len(files), desc="decoding", unit="photograph", leave=False, disable=hidden)
             for k, error in enumerate(bar):
                 if error is not None:
                     if on_error == "raise":
@@ -122,8 +129,8 @@ def decode_image(file: Path, img_shape: tuple[int, int]) -> NDArray[np.uint8]:
     """Decode one photograph: upright, RGB, over white where it is transparent, resized: (height, width, 3).
 
     A JPEG file much larger than `img_shape` is decoded at a half, a quarter or an eighth of its size, which
-    is several times faster. Raises ValueError, naming the file, where it cannot be decoded; OSError where it
-    cannot be opened.
+    is several times faster. Raises ValueError, naming the file, where it cannot be decoded; OSError (of the kind
+    that it was) where it cannot be read; MemoryError.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -137,13 +144,16 @@ def decode_image(file: Path, img_shape: tuple[int, int]) -> NDArray[np.uint8]:
         if picture.size != stored_shape:
             picture = picture.resize(stored_shape, Image.Resampling.BILINEAR)
         return np.asarray(picture if turn is None else picture.transpose(turn))
-    except (FileNotFoundError, PermissionError) as error:
-        raise type(error)(f"{file}: cannot be read ({error.strerror})") from error
+    except MemoryError as error:
+        raise MemoryError(f"{file}: not enough memory to decode it; choose a smaller img_shape") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{file}: refused, too many pixels for a photograph ({one_line(error)})") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{file}: not a photograph that Pillow can read; remove or replace the file") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
+        # The system's errors have a number, Pillow's own have none; EINVAL is a damaged offset to which it went.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise type(error)(f"{file}: cannot be read ({error.strerror})") from error
         raise ValueError(f"{file}: damaged photograph ({one_line(error)}); remove or replace the file") from error
 
 

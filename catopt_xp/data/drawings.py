@@ -25,6 +25,7 @@ from tqdm import tqdm
 from catopt_xp.data.cache import cache_file, load_rows, store_rows
 from catopt_xp.data.dataset import DataSet, checked_img_shape, checked_size
 from catopt_xp.data.scenes import draw_picture
+from catopt_xp.machine import thread_count
 
 RECIPE = 1  # a change in how the drawings look takes the next number, so that no old cache file is read
 TRAIN, DEV = 0, 1
@@ -42,13 +43,16 @@ def get_drawn_set(
     seed: int = 0,
     cache: bool = True,
     workers: int | None = None,
+    progress: bool | None = None,
 ) -> DataSet:
     """The built-in set of drawn cats and dogs.
 
     img_shape: (width, height) in pixels. train_size, test_size: pictures per class; test_size 0 means no dev
     set.
     seed: a whole number from 0; another seed is another set. cache: keep the pictures on disk.
-    workers: processes that draw, by default one for each processor; the pictures do not depend on it.
+    workers: processes that draw, by default one for each processor, or OMP_NUM_THREADS; the pictures do not
+    depend on it.
+    progress: show a bar; None: when stderr is a terminal.
     Returns a DataSet of uint8 pixels, cats (label 1) before dogs (label 0).
     Raises ValueError for a size, seed or shape that cannot be.
 
@@ -74,7 +78,7 @@ def get_drawn_set(
     rows = load_rows(file, (len(tasks), n_x), notices) if cache else None
     timings = {"read": time.perf_counter() - started, "decode": 0.0}
     if rows is None:
-        rows = _draw_rows(tasks, img_shape, workers or _processors())
+        rows = _draw_rows(tasks, img_shape, workers or thread_count(), progress)
         timings["decode"] = time.perf_counter() - started
         rows = store_rows(file, rows) if cache else rows
     train, dev = rows[: 2 * train_size], rows[2 * train_size :]
@@ -85,33 +89,32 @@ def get_drawn_set(
         dev_X=dev.T if test_size else None,
         dev_Y=labels[:, len(train) :] if test_size else None,
         classes=("dog", "cat"),
-        name=f"drawn cats and dogs (built in, seed {seed})",
+        name=drawn_name(seed),
         img_shape=img_shape,
         timings=timings,
         notices=notices,
     )
 
 
-def _processors() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def drawn_name(seed: int = 0) -> str:
+    """What the built-in set of a seed is called."""
+    return f"drawn cats and dogs (built in, seed {seed})"
 
 
-def _draw_rows(tasks: list[Task], img_shape: tuple[int, int], workers: int) -> NDArray[np.uint8]:
+def _draw_rows(tasks: list[Task], img_shape: tuple[int, int], workers: int, progress: bool | None) -> NDArray[np.uint8]:
     """Draw the pictures: (m, n_x)."""
     n_x = img_shape[0] * img_shape[1] * 3
     rows = np.empty((len(tasks), n_x), dtype=np.uint8)
     workers = min(workers, len(tasks) // PICTURES_PER_PROCESS)
     with ExitStack() as stack:
         pictures = _drawn_elsewhere(stack, tasks, img_shape, workers) if workers > 1 else _drawn_here(tasks, img_shape)
-        # disable=None: no bar unless stderr is a terminal
         bar = tqdm(
             pictures,
             total=len(tasks),
             desc="drawing cats and dogs",
             unit="picture",
             leave=False,
-            disable=None,
+            disable=None if progress is None else not progress,  # None: no bar unless stderr is a terminal
         )
         for row, picture in zip(rows, bar, strict=True):
             row[:] = picture

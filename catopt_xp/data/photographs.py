@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -16,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from catopt_xp.data.cache import cache_file, load_rows, one_line, store_rows
+from catopt_xp.data.cache import cache_file, load_rows, load_skipped, store_rows
 from catopt_xp.data.dataset import DataSet, checked_img_shape, checked_size
 from catopt_xp.data.decoding import decode_files, photograph_size, warn_of_skipped
-from catopt_xp.files import write_whole
 
 DEFAULT_SHAPE = (224, 224)
 RECIPE = 1  # a change in how photographs are decoded takes the next number, so that no old cache file is read
@@ -49,6 +47,7 @@ def get_cat_set(
     dtype: DTypeLike = "uint8",
     on_error: str = "raise",
     cache: bool = True,
+    progress: bool | None = None,
 ) -> tuple[Any, Any, Any, Any]:
     """Photographs of cats and dogs as arrays.
 
@@ -58,7 +57,7 @@ def get_cat_set(
     sorted order; None is all; where there are fewer, all are taken, with a warning. test_size=0: no test set.
     dtype: "uint8" pixels 0..255, or "float32" values 0..1. on_error: "raise" or "skip" (files that cannot be
     decoded).
-    cache: keep the decoded pixels on disk.
+    cache: keep the decoded pixels on disk. progress: show a bar; None: when stderr is a terminal.
     Returns train_X, train_Y, dev_X, dev_Y: X (n_x, m) with n_x = height * width * 3, cats before dogs,
     sample-major (`X.T` is C-contiguous); Y (1, m) int64, cats 1, dogs 0. The last two are None for
     test_size=0.
@@ -73,7 +72,9 @@ def get_cat_set(
     kind = np.dtype(dtype)
     if kind not in (np.uint8, np.float32):
         raise ValueError(f'dtype: must be "uint8" or "float32", got {dtype!r}')
-    data = get_photograph_set(data_root, img_shape, train_size, test_size, on_error=on_error, cache=cache)
+    data = get_photograph_set(
+        data_root, img_shape, train_size, test_size, on_error=on_error, cache=cache, progress=progress
+    )
     if data.classes != ("dog", "cat"):
         raise ValueError(f"{data_root}: the classes must be cats and dogs, found {', '.join(data.classes)}")
     if data.dev_X is None and test_size != 0:
@@ -94,6 +95,7 @@ def get_photograph_set(
     dev_fraction: float = 0.2,
     on_error: str = "raise",
     cache: bool = True,
+    progress: bool | None = None,
 ) -> DataSet:
     """A folder of photographs, in one of three layouts, as a DataSet.
 
@@ -105,6 +107,7 @@ def get_photograph_set(
     seed, dev_fraction: the random part of each class that is kept for development, where the layout has no
     test set.
     on_error: "raise" or "skip" (files that cannot be decoded). cache: keep the decoded pixels on disk.
+    progress: show a bar; None: when stderr is a terminal.
     Returns a DataSet; cats and dogs have the labels 1 and 0, other classes 0, 1, ... in the order of their
     names.
     Raises FileNotFoundError, NotADirectoryError or ValueError, naming folder or file.
@@ -120,7 +123,7 @@ def get_photograph_set(
     files = [file for group in (train, dev) for names in group.values() for file in names]
     shape = checked_img_shape(img_shape) if img_shape is not None else _natural_shape(files[:8], notices)
     reading = time.perf_counter() - started
-    rows, broken, timings = _read_rows(root, files, shape, on_error, cache, notices)
+    rows, broken, timings = _read_rows(root, files, shape, on_error, cache, progress, notices)
     warn_of_skipped(broken)
     classes = ("dog", "cat") if list(train) == ["cat", "dog"] else tuple(train)
     labels = np.array([classes.index(name) for group in (train, dev) for name in group for _ in group[name]])
@@ -260,20 +263,26 @@ def _natural_shape(files: list[Path], notices: list[str]) -> tuple[int, int]:
 
 
 def _read_rows(
-    root: Path, files: list[Path], shape: tuple[int, int], on_error: str, cache: bool, notices: list[str]
+    root: Path,
+    files: list[Path],
+    shape: tuple[int, int],
+    on_error: str,
+    cache: bool,
+    progress: bool | None,
+    notices: list[str],
 ) -> tuple[NDArray[np.uint8], dict[int, str], dict[str, float]]:
     """The pixels of the files that decode, what is wrong with the others, and the seconds spent."""
     started = time.perf_counter()
     facts = [RECIPE, str(root.resolve()), shape, on_error, [_stamp(file, root) for file in files]]
     file = cache_file("photographs", facts)
-    broken = _load_broken(file) if cache and on_error == "skip" else {}
+    broken = load_skipped(file) if cache and on_error == "skip" else {}
     rows = load_rows(file, (len(files) - len(broken), shape[0] * shape[1] * 3), notices) if cache else None
     timings = {"read": time.perf_counter() - started, "decode": 0.0}
     if rows is None:
-        rows, broken = decode_files(files, shape, on_error)
+        rows, broken = decode_files(files, shape, on_error, progress)
         timings["decode"] = time.perf_counter() - started
         if cache:
-            rows = _store(file, rows, broken)
+            rows = store_rows(file, rows, broken)
     return rows, broken, timings
 
 
@@ -285,22 +294,3 @@ def _stamp(file: Path, root: Path) -> tuple[str, int, int]:
     except OSError:
         return name, -1, -1
     return name, status.st_size, status.st_mtime_ns
-
-
-def _load_broken(file: Path) -> dict[int, str]:
-    """The skipped files of a cached set, from the list beside it; empty where there is none."""
-    try:
-        return {int(k): str(reason) for k, reason in json.loads(file.with_suffix(".json").read_text("utf-8")).items()}
-    except (OSError, ValueError, AttributeError):
-        return {}  # without a whole list the number of rows does not fit, and the set is decoded again
-
-
-def _store(file: Path, rows: NDArray[np.uint8], broken: dict[int, str]) -> NDArray[np.uint8]:
-    if broken:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file.with_suffix(".json"), lambda stream: stream.write(json.dumps(broken).encode()))
-        except OSError as error:
-            warnings.warn(f"{file}: cannot be written ({one_line(error)}); going on in memory", stacklevel=2)
-            return rows
-    return store_rows(file, rows)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.backend import Array, Backend, asnumpy, backend_of
+from catopt_xp.labels import as_rows, check_labels
 
 CHECK_ROWS = 256  # rows looked at together when values are checked: no copy of the set is ever made for it
 
@@ -37,8 +38,7 @@ def make_resident(
     labels_name = name.replace("X", "Y")
     if Y is None:
         raise ValueError(f"{name} is given without {labels_name}; pass both")
-    labels = np.atleast_1d(asnumpy(Y))
-    labels = labels.reshape(1, -1) if labels.ndim == 1 else labels
+    labels = as_rows(Y)
     source = backend_of(X)
     X = source.asarray(X)
     _check_shape(X, labels, n_x, name, labels_name)
@@ -46,32 +46,6 @@ def make_resident(
     _check_finite(samples, source, name)
     targets = check_labels(labels, output, units, dtype, labels_name)
     return ResidentSet(backend.asarray(samples), backend.asarray(targets), notices)
-
-
-def check_labels(labels: np.ndarray[Any, Any], output: str, units: int, dtype: str, name: str = "Y") -> Any:
-    """Labels as training keeps them; ValueError names the first bad one.
-
-    A sigmoid output takes 0 and 1, (units, m), and gets them in `dtype`; a softmax output takes class numbers
-    0 … units-1, (1, m), and gets int64.
-
-    >>> check_labels(np.array([[0, 1, 2]]), "sigmoid", 1, "float32")
-    Traceback (most recent call last):
-    ValueError: Y has the label 2 (sample 2); a sigmoid output takes 0 and 1
-    """
-    rows = units if output == "sigmoid" else 1
-    if labels.ndim != 2 or labels.shape[0] != rows:
-        raise ValueError(f"{name} has shape {labels.shape}; this network's {output} output takes ({rows}, m)")
-    if labels.dtype.kind not in "buif":
-        raise TypeError(f"{name} holds {labels.dtype}; labels are numbers (map class names to 0, 1, … first)")
-    if output == "sigmoid":
-        good, wanted = (labels == 0) | (labels == 1), "0 and 1"
-    else:
-        good, wanted = np.isin(labels, np.arange(units)), f"whole numbers from 0 to {units - 1}"
-    if not good.all():
-        sample = int(np.argmin(good.all(axis=0)))
-        label = labels[:, sample][~good[:, sample]][0]
-        raise ValueError(f"{name} has the label {label} (sample {sample}); a {output} output takes {wanted}")
-    return labels.astype(dtype if output == "sigmoid" else np.int64)
 
 
 def _check_shape(X: Array, labels: np.ndarray[Any, Any], n_x: int | None, name: str, labels_name: str) -> None:

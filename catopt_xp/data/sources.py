@@ -28,6 +28,7 @@ def load_data(
     dev_size: int | None = None,
     seed: int = 0,
     on_error: str = "raise",
+    progress: bool | None = None,
 ) -> DataSet:
     """Load the data of a run.
 
@@ -38,6 +39,7 @@ def load_data(
     photographs, or 1000 and 200 drawings. seed: of the drawings, and of the split where a folder has no test
     set.
     on_error: "raise" or "skip" (photographs that cannot be decoded).
+    progress: show a bar while photographs are decoded or drawings drawn; None: when stderr is a terminal.
     Returns a DataSet. Arrays are handed on as they are: their shapes and values are checked where they are
     trained.
     Raises FileNotFoundError, ValueError or TypeError, naming file or argument.
@@ -47,9 +49,9 @@ def load_data(
     """
     if data is None:
         sizes = 1000 if train_size is None else train_size, 200 if dev_size is None else dev_size
-        return get_drawn_set(img_shape or DEFAULT_SHAPE, *sizes, seed=seed)
+        return get_drawn_set(img_shape or DEFAULT_SHAPE, *sizes, seed=seed, progress=progress)
     if isinstance(data, str | os.PathLike) and not _is_array_file(Path(data)):
-        return get_photograph_set(data, img_shape, train_size, dev_size, seed, on_error=on_error)
+        return get_photograph_set(data, img_shape, train_size, dev_size, seed, on_error=on_error, progress=progress)
     if train_size is not None or dev_size is not None:
         raise ValueError("train_size, dev_size: apply to pictures only; cut arrays before you hand them over")
     if isinstance(data, str | os.PathLike):

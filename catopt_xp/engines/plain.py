@@ -7,16 +7,16 @@ epoch waits for the device: losses stay there and are fetched once, when the epo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from catopt_xp.backend import Array, Backend
 from catopt_xp.data.order import batches
-from catopt_xp.network import BaseRegressionModel, DeepNetwork
+from catopt_xp.network import BaseRegressionModel
 from catopt_xp.optim import BaseOptimizer
+from catopt_xp.parameters import common_dtype
 
 WIDE = 128  # units on either side of a weight matrix from which several threads pay
 
@@ -54,8 +54,11 @@ class PlainEngine:
         self.slices = batches(samples.shape[0], settings.batch_size, settings.drop_last)
         self.lengths = [part.stop - part.start for part in self.slices]
         # The mini-batch losses of this epoch; they stay on the device until `fetch_losses`.
-        self.loss_dtype = getattr(model, "dtype", "float32")
+        self.loss_dtype = common_dtype(model.save())
         self.losses = backend.zeros((len(self.lengths),), self.loss_dtype)
+        # The layers after the first use one thread, unless their products are large enough to gain by more.
+        later = [p.shape for name, p in model.save().items() if name.startswith("W") and name != "W0"]
+        self._narrow = all(min(shape) <= WIDE for shape in later)
         kind = type(optimizer)
         self._direct = kind.step is BaseOptimizer.step and kind.add_grad is BaseOptimizer.add_grad
 
@@ -74,34 +77,27 @@ class PlainEngine:
             group = range(start, min(self.batches, start + self.settings.accumulate))
             if self.settings.schedule_by_step:
                 self.optimizer.epoch = epoch + start / self.batches
-            with self._threads():
+            with self.backend.single_threaded() if self._narrow else nullcontext():
                 self._update(epoch, [(k, rows[self.slices[k]]) for k in group])
             yield group.stop
 
-    def _threads(self) -> AbstractContextManager[Any]:
-        """One thread for the products of the layers after the first, unless they are large enough to gain by more."""
-        wide = [min(p.shape) > WIDE for name, p in self.model.save().items() if name.startswith("W") and name != "W0"]
-        return nullcontext() if any(wide) else self.backend.single_threaded()
-
     def _update(self, epoch: int, group: list[tuple[int, Array]]) -> None:
         """One update from one batch, or from several whose gradients are averaged over all their samples."""
-        optimizer, samples_in_group = self.optimizer, sum(self.lengths[k] for k, _ in group)
-        if len(group) > 1 or not self._direct:
-            optimizer.zero_grad()
+        optimizer = self.optimizer
+        if self._direct and len(group) == 1:
+            self._gradient(epoch, *group[0])
+            optimizer.update(self.model.get_grad_dict())
+            return
+        samples_in_group = sum(self.lengths[k] for k, _ in group)
+        optimizer.zero_grad()
         for k, rows in group:
             self._gradient(epoch, k, rows)
-            if len(group) > 1:
-                optimizer.add_grad(self.model.get_grad_dict(), weight=self.lengths[k] / samples_in_group)
-            elif not self._direct:
-                optimizer.add_grad(self.model.get_grad_dict())
-        if len(group) == 1 and self._direct:
-            optimizer.update(self.model.get_grad_dict())
-        else:
-            optimizer.step()
+            share = {"weight": self.lengths[k] / samples_in_group} if len(group) > 1 else {}
+            optimizer.add_grad(self.model.get_grad_dict(), **share)
+        optimizer.step()
 
     def _gradient(self, epoch: int, k: int, rows: Array) -> None:
-        if isinstance(self.model, DeepNetwork):
-            self.model.position = (epoch, k)
+        self.model.position = (epoch, k)
         labels = self.backend.xp.take(self.targets, rows, axis=1)
         probabilities = self.model.forward_rows(self.samples, rows)
         loss = self.model.backward(labels)

@@ -1,0 +1,82 @@
+"""Tasks over threads, and the one thread count that BLAS has for the whole process."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from catopt_xp.threads import deal, run_tasks, single_threaded_products
+
+
+def blas_threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_products_of_the_main_thread_have_one_thread_in_the_block_and_as_many_as_before_after_it() -> None:
+    before = blas_threads()
+    with single_threaded_products():
+        assert blas_threads() == {1}
+        with single_threaded_products():
+            assert blas_threads() == {1}
+        assert blas_threads() == {1}
+    assert blas_threads() == before
+
+
+def test_overlapping_blocks_of_two_threads_leave_the_thread_count_as_it_was() -> None:
+    before, in_block, go = blas_threads(), threading.Event(), threading.Event()
+
+    def other() -> None:
+        with single_threaded_products():
+            in_block.set()
+            go.wait(5)
+
+    thread = threading.Thread(target=other)
+    with single_threaded_products():
+        thread.start()
+        assert in_block.wait(5)
+        assert blas_threads() == {1}
+    go.set()
+    thread.join(5)
+    assert blas_threads() == before
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 40])
+def test_results_come_in_order(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert run_tasks([lambda k=k: k * k for k in range(count)]) == [k * k for k in range(count)]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("failing", [0, 3])
+def test_an_error_of_any_task_comes_through_after_all_have_ended(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    done = []
+
+    def task(k: int) -> None:
+        if k == failing:
+            raise RuntimeError("as asked")
+        done.append(k)
+
+    with pytest.raises(RuntimeError, match="as asked"):
+        run_tasks([lambda k=k: task(k) for k in range(4)])  # type: ignore[misc]
+    assert set(done) >= ({2, 3} if failing == 0 else {0, 1, 2})
+
+
+def test_tasks_overflow_as_the_caller_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+
+    def overflow() -> float:
+        return float(np.float32(1e38) * np.float32(1e38))
+
+    with np.errstate(over="ignore"):
+        assert run_tasks([overflow, overflow]) == [np.inf, np.inf]
+
+
+@pytest.mark.parametrize(("items", "parts"), [(0, 3), (1, 3), (7, 3), (3, 7)])
+def test_dealing_keeps_every_item_once_and_in_order(items: int, parts: int) -> None:
+    shares = deal(range(items), parts)
+    assert [x for share in shares for x in share] == list(range(items))
+    assert len(shares) <= max(1, parts)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
