@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from catopt_xp.cli import main
+try:
+    from catopt_xp.cli import entry
+    from catopt_xp.ending import command_line
+except KeyboardInterrupt:  # Ctrl-C in the first moments
+    print("catopt-xp: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 if __name__ == "__main__":
-    sys.exit(main(prog="python -m catopt_xp"))
+    entry(command_line([sys.executable, "-m", "catopt_xp"]))

@@ -15,7 +15,8 @@ from catopt_xp.backend import Array, Backend
 from catopt_xp.functional import pixel_scale
 from catopt_xp.threads import deal
 
-MIN_WIDTH = 512  # features; narrower products run far below the machine's rate
+MIN_WIDTH = 768  # features; narrower products run far below the machine's rate
+MANY = 256  # samples from which the transposed product is the faster one
 
 
 class Batch:
@@ -37,12 +38,14 @@ class Batch:
     def times_weights(self, W: Array) -> Array:
         """`W (X * scale)`: (units, n_x) times (n_x, m). The scale multiplies the small result, pixels stay whole."""
         xp = self.backend.xp
+        many = self.count > MANY
 
         def product(blocks: Sequence[slice]) -> Array:
             total = None
             for columns in blocks:
-                part = xp.matmul(W[:, columns], self._block(columns).T)  # (units, m)
-                total = part if total is None else xp.add(total, part)
+                x = self._block(columns)
+                part = xp.matmul(x, W[:, columns].T) if many else xp.matmul(W[:, columns], x.T)
+                total = part if total is None else xp.add(total, part)  # (m, units) or (units, m)
             return total
 
         Z, *others = self.backend.run(self._tasks(product))
@@ -50,7 +53,7 @@ class Batch:
             Z += other
         if self.scale != 1.0:
             Z *= self.scale
-        return Z
+        return Z.T if many else Z
 
     def weight_gradient(self, dZ: Array, out: Array) -> None:
         """`dZ (X * scale)^T` into `out` (units, n_x); the scale multiplies dZ, a copy of it, so no bias sees it."""

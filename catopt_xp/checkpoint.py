@@ -56,8 +56,8 @@ def write_checkpoint(filename: str | os.PathLike[str], arrays: Mapping[str, Any]
     """
     path = npz_path(filename)
     for key, array in arrays.items():
-        if not _is_finite(array):
-            raise FloatingPointError(f"{key} has values that are not finite; {path} was left as it is")
+        if not is_finite(array):
+            raise FloatingPointError(f"{key} has values that are not finite, so nothing was saved to {path}")
     text = json.dumps({"format": FORMAT, "version": VERSION, **meta})
     # The last member, so that an archive whose directory was cut short has no meta, and is refused.
     members = {**arrays, "meta": np.frombuffer(text.encode(), dtype=np.uint8)}
@@ -65,7 +65,12 @@ def write_checkpoint(filename: str | os.PathLike[str], arrays: Mapping[str, Any]
     return path
 
 
-def _is_finite(array: np.ndarray[Any, Any]) -> bool:
+def is_finite(array: np.ndarray[Any, Any]) -> bool:
+    """Whether an array has neither NaN nor infinity.
+
+    >>> is_finite(np.array([1.0, np.inf]))
+    False
+    """
     if array.dtype.kind != "f":
         return True
     with np.errstate(over="ignore", invalid="ignore"):
@@ -90,6 +95,8 @@ def read_checkpoint(filename: str | os.PathLike[str]) -> tuple[HostArrays, dict[
     path = path if path.exists() else npz_path(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    if path.is_dir():
+        raise CheckpointError(f"{str(filename)!r} is a folder; give the .npz file in it")
     arrays: HostArrays = {}
     part = "the archive"
     try:

@@ -8,42 +8,54 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
+import itertools
 import json
-import os
-import shlex
-import signal
-import subprocess
+import math
+import re
 import sys
-import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, cast
 
 import numpy as np
 
-from catopt_xp.arguments import OPTIMIZER_OPTIONS, make_parser
+from catopt_xp.arguments import NAME, OPTIMIZER_OPTIONS, REMEMBERED, parse_words
 from catopt_xp.backend import Backend, device_report, get_backend
+from catopt_xp.checkpoint import CheckpointError
 from catopt_xp.data import decode_images, load_data
+from catopt_xp.data.dataset import check_memory, checked_img_shape
 from catopt_xp.data.drawings import drawn_name
+from catopt_xp.data.photographs import DEFAULT_SHAPE
 from catopt_xp.data.resident import make_resident
+from catopt_xp.ending import (
+    DONE,
+    INTERRUPTED,
+    Stdout,
+    UsageError,
+    end_failed,
+    end_interrupted,
+    leave_stdout,
+    plain,
+    program_again,
+    show_warning,
+    termination_as_interruption,
+    usage,
+)
 from catopt_xp.experiments import SURFACES, compare, optimizer_paths
 from catopt_xp.history import History
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import make_optimizer
 from catopt_xp.plots import plot_comparison, plot_history, plot_mini_batch, plot_paths
-from catopt_xp.running import Interrupted
 from catopt_xp.saving import Checkpoint
 from catopt_xp.training import TrainResult, train
 
-DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
-NAME = "catopt-xp"
-
-
-class UsageError(Exception):
-    """Flags that cannot be meant; the message is one line."""
+COPIES = 4  # of the parameters, that training keeps: themselves, the gradient and two moments
+# What a doctored or foreign checkpoint may raise where its parts are used.
+DAMAGE = (KeyError, IndexError, AttributeError, TypeError, ValueError, OverflowError, MemoryError)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = NAME) -> int:
@@ -52,30 +64,50 @@ def main(argv: Sequence[str] | None = None, prog: str = NAME) -> int:
     `argv`: the words after the program's name; None takes those of this process. `prog`: what the user typed before
     them, as printed in the command that resumes. A bad flag, `--help` and `--version` end by SystemExit.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = make_parser(prog).parse_args(words)
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+    words, started = list(sys.argv[1:] if argv is None else argv), time.time()
+    args = argparse.Namespace()
+    stdout = sys.stdout and cast(TextIO, Stdout(sys.stdout))  # None where it is closed
+    with warnings.catch_warnings(), redirect_stdout(stdout):
+        warnings.showwarning = show_warning
         try:
-            with _termination_as_interruption():
+            args = _parsed(words, prog)
+            with termination_as_interruption():
                 _COMMANDS[args.command](args)
-            sys.stdout.flush()  # a closed pipe is noticed here, not at exit
+            if stdout is not None:
+                stdout.flush()  # a full disk or a closed pipe is noticed here, not at exit
         except BrokenPipeError:
-            return _leave_pipe()
+            return leave_stdout()
         except KeyboardInterrupt as interruption:
-            _report_interruption(interruption, prog, words, args.command)
-            return INTERRUPTED
+            return end_interrupted(interruption, args, started, prog, words)
         except Exception as error:
-            if args.debug:
+            if getattr(args, "debug", False):
                 raise
-            print(f"{NAME}: error: {_one_line(error)}", file=sys.stderr)
-            return BAD_USAGE if isinstance(error, UsageError) else FAILED
+            return end_failed(error)
     return DONE
 
 
-def entry() -> NoReturn:
-    """What the installed `catopt-xp` calls."""
-    sys.exit(main())
+def entry(prog: str | None = None) -> NoReturn:
+    """What the installed `catopt-xp` calls. `prog`: how it was called; None takes the word that stands in sys.argv."""
+    try:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is printed escaped, and no error
+            sys.stdout.reconfigure(errors="backslashreplace")
+        status = main(prog=program_again(sys.argv[0]) if prog is None else prog)
+    except KeyboardInterrupt:
+        print(f"{NAME}: interrupted", file=sys.stderr)
+        status = INTERRUPTED
+    sys.exit(status)
+
+
+def _parsed(words: Sequence[str], prog: str) -> argparse.Namespace:
+    try:
+        args = parse_words(words, prog)
+    except SystemExit:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # of --help
+        raise
+    if sys.stdout is None and not getattr(args, "quiet", False):
+        raise OSError("stdout is closed; give it a place to go to, or leave it open")
+    return args
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -86,33 +118,73 @@ def run_train(args: argparse.Namespace) -> None:
     options = {option: getattr(args, flag) for flag, option in OPTIMIZER_OPTIONS.items()}
     options = {option: value for option, value in options.items() if value is not None}
     if args.recover_from is None or args.optimizer is not None:
-        with _usage():  # refused before the data are loaded
+        with usage():  # refused before the data are loaded
             weights = {"W0": np.zeros((1, 1), dtype=args.dtype)}
             make_optimizer(args.optimizer or "adam", weights, args.learning_rate, **options)
-    result = train(optimizer_options=options, **_arguments(args))
+    if args.recover_from is None:
+        _check_hidden(args)
+    _remember(args)
+    with _naming(args.data):
+        result = train(optimizer_options=options, **_arguments(args))
     _write_results(result, args.save_dir / f"{args.model_name}_history.json", args.quiet)
 
 
+def _remember(args: argparse.Namespace) -> None:
+    """Gives the flags that are absent the values of the run that is resumed, or of a new one."""
+    before: Mapping[str, Any] = {}
+    if args.recover_from is not None:
+        before = _trained_on(Checkpoint.read(args.recover_from))
+        args.img_shape = args.img_shape or before["img_shape"]
+    for name, default in REMEMBERED.items():
+        if getattr(args, name) is None:
+            setattr(args, name, before.get(name, default))
+
+
+def _check_hidden(args: argparse.Namespace) -> None:
+    """Refuses layers that the memory cannot hold, as far as their sizes are known before the data are loaded."""
+    pictures = args.img_shape or (DEFAULT_SHAPE if args.data is None else None)
+    inputs = [3 * math.prod(pictures)] if pictures else []
+    weights = sum(a * b for a, b in itertools.pairwise([*inputs, *args.hidden]))
+    what = f"the parameters of --hidden {','.join(map(str, args.hidden))}, their gradient and moments"
+    check_memory(what, COPIES * np.dtype(args.dtype).itemsize * weights, "choose a smaller --hidden or --img-shape")
+
+
+@contextmanager
+def _naming(data: str | None) -> Iterator[None]:
+    """A message about X or Y names the file that they are from."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if data is not None and re.match(r"(dev_)?[XY] ", str(error)):
+            raise ValueError(f"{data}: {error}") from error
+        raise
+
+
 def _write_results(result: TrainResult, file: Path, quiet: bool) -> None:
-    """History and figure beside the checkpoint, and lines that say where they are."""
+    """History and figure beside the checkpoint; each is said as soon as it is there, for the next may fail."""
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, flush=True)
+
+    say(f"checkpoint: {result.checkpoint}")
     result.history.to_json(file)
-    lines = [f"checkpoint: {result.checkpoint}", f"history: {file}"]
+    say(f"history: {file}")
     if result.history.epoch:
         figure = file.with_suffix(".png")
         try:
             result.history.plot(figure)
-            lines.append(f"figure: {figure}")
+            say(f"figure: {figure}")
         except ImportError as error:
             warnings.warn(f"no figure was drawn: {error}", stacklevel=2)
-    if not quiet:
-        print("\n".join(lines))
 
 
 def run_compare(args: argparse.Namespace) -> None:
     """Runs one of the chapter's comparisons, or what is left of it."""
     if args.stochastic and args.kind != "batch-size":
         raise UsageError("--stochastic goes with batch-size alone")
-    compare(**_arguments(args))
+    with _naming(args.data):
+        compare(**_arguments(args))
 
 
 def _arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -123,11 +195,15 @@ def _arguments(args: argparse.Namespace) -> dict[str, Any]:
     return given | {"device": _backend(args), "progress": progress, "verbose": not args.quiet}
 
 
+def _backend(args: argparse.Namespace) -> Backend:
+    with usage():
+        return get_backend(args.device, args.strict_device)
+
+
 def run_evaluate(args: argparse.Namespace) -> None:
     """Prints what is evaluated, and accuracy and cost over its training and its dev set, a line each."""
     backend = _backend(args)
-    checkpoint = Checkpoint.read(args.checkpoint)
-    model, trained = checkpoint.trained_model(), _trained_on(checkpoint)
+    model, trained = _read_trained(args.checkpoint)
     if args.data is None and not trained["data"].startswith(drawn_name()):
         known = f"was trained on {trained['data']}" if trained["data"] else "does not say what it was trained on"
         raise UsageError(f"{args.checkpoint} {known}: name the set to evaluate it over with --data")
@@ -139,23 +215,25 @@ def run_evaluate(args: argparse.Namespace) -> None:
         known, given = ", ".join(trained["classes"]), ", ".join(data.classes)
         raise ValueError(f"{args.checkpoint} was trained on the classes {known}; {data.name} has {given}")
     model = model.to(backend)
-    print(f"{args.checkpoint} on {backend.device} ({backend.reason})")
-    print(f"data: {data.name}")
+    print(f"{plain(args.checkpoint)} on {backend.device} ({backend.reason})")
+    print(f"data: {plain(data.name)}")
     n_x, units, output = model.neuron_cnt[0], model.neuron_cnt[-1], model.activation_func[-1]
     for title, name, X, Y in (
         ("training set", "X", data.train_X, data.train_Y),
         ("dev set", "dev_X", data.dev_X, data.dev_Y),
     ):
         if X is not None:
-            resident = make_resident(X, Y, backend, n_x=n_x, output=output, units=units, dtype=model.dtype, name=name)
+            with _naming(args.data):
+                resident = make_resident(
+                    X, Y, backend, n_x=n_x, output=output, units=units, dtype=model.dtype, name=name
+                )
             accuracy, cost = model.evaluate_rows(resident.samples, resident.targets)
             print(f"{title} ({X.shape[1]} samples): accuracy {accuracy:.2%}, cost {cost:.4f}")
 
 
 def run_predict(args: argparse.Namespace) -> None:
     """Prints a line for each image: file, class, probability, separated by tabs."""
-    checkpoint = Checkpoint.read(args.checkpoint)
-    model, trained = checkpoint.trained_model(), _trained_on(checkpoint)
+    model, trained = _read_trained(args.checkpoint)
     img_shape = args.img_shape or trained["img_shape"]
     if img_shape is None:
         raise ValueError(f"{args.checkpoint} does not say how large its images are; give --img-shape WxH")
@@ -169,7 +247,7 @@ def run_predict(args: argparse.Namespace) -> None:
     probabilities = model.to(_backend(args)).forward(pixels.T, train_mode=False)  # (n_out, m)
     for image, (number, probability) in zip(args.images, _answers(model, probabilities), strict=True):
         label = trained["classes"][number] if trained["classes"] else f"class {number}"
-        print(f"{image}\t{label}\t{probability:.4f}")
+        print(f"{plain(image)}\t{plain(label)}\t{probability:.4f}")  # one line, whatever the names
 
 
 def _answers(model: DeepNetwork, probabilities: Any) -> list[tuple[int, float]]:
@@ -184,11 +262,38 @@ def _answers(model: DeepNetwork, probabilities: Any) -> list[tuple[int, float]]:
     return [(int(k), float(p)) for k, p in zip(numbers, probabilities.max(axis=0), strict=True)]
 
 
+def _read_trained(file: str) -> tuple[DeepNetwork, Mapping[str, Any]]:
+    """The trained network of a checkpoint, and what it says of its data. Raises CheckpointError naming the file."""
+    checkpoint = Checkpoint.read(file)
+    try:
+        model, trained = checkpoint.trained_model(), _trained_on(checkpoint)
+    except CheckpointError:
+        raise
+    except DAMAGE as error:
+        raise _damaged(checkpoint, error) from error
+    labels = max(2, model.neuron_cnt[-1])
+    if trained["classes"] and len(trained["classes"]) < labels:
+        raise _damaged(checkpoint, ValueError(f"{len(trained['classes'])} classes for {labels} labels"))
+    return model, trained
+
+
 def _trained_on(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """What a checkpoint says of its data: "data" (name) and "classes" (by label), may be empty; "img_shape" or None."""
-    run = checkpoint.run_state().history.get("run", {})
-    img_shape = tuple(run["img_shape"]) if run.get("img_shape") else None
-    return {"data": run.get("data") or "", "classes": run.get("classes") or [], "img_shape": img_shape}
+    """What a checkpoint says of its run: "data" (name) and "classes" (by label), may be empty; "img_shape" or None; the
+    rest as it stands there. Raises CheckpointError where these are of another type."""
+    run: Any = checkpoint.run_state().history.get("run", {})
+    try:
+        data, classes, img_shape = run.get("data") or "", run.get("classes") or [], run.get("img_shape") or None
+        if not isinstance(data, str) or not isinstance(classes, list) or not all(isinstance(x, str) for x in classes):
+            raise TypeError("data or classes are no names")
+        shape = None if img_shape is None else checked_img_shape(img_shape)
+    except DAMAGE as error:
+        raise _damaged(checkpoint, error) from error
+    return {**run, "data": data, "classes": classes, "img_shape": shape}
+
+
+def _damaged(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
+    told = f"its meta does not fit ({type(error).__name__}: {error})"
+    return CheckpointError(f"{checkpoint.path}: {told}; the file is damaged or foreign")
 
 
 def run_info(args: argparse.Namespace) -> None:
@@ -202,7 +307,11 @@ def run_plot(args: argparse.Namespace) -> None:
     files: list[Path] = args.histories
     if args.mini_batch and len(files) > 1:
         raise UsageError(f"--mini-batch draws one history, {len(files)} are given")
+    needed = ["full_train_loss", "seconds"] if len(files) > 1 else ["mini_batch_loss" if args.mini_batch else "epoch"]
     runs = {str(file): dataclasses.asdict(History.from_json(file)) for file in files}
+    for file, run in runs.items():
+        if not all(run[key] for key in needed):
+            raise ValueError(f"{file} has no {' or no '.join(needed)}; give the history of a run that was trained")
     if len(files) == 1:
         out = args.out or files[0].with_suffix(".png")
         draw = plot_mini_batch if args.mini_batch else plot_history
@@ -234,96 +343,3 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "plot": run_plot,
     "paths": run_paths,
 }
-
-
-# --- how a command ends -----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _termination_as_interruption() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, also where `train` does not look after it, as between two runs."""
-    if threading.current_thread() is not threading.main_thread():  # elsewhere Python takes no signals
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        # A handler that was not set from Python is None here, and cannot be put back: the default is.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
-
-
-@contextmanager
-def _usage() -> Iterator[None]:
-    """What is wrong in here is wrong with the flags."""
-    try:
-        yield
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def _backend(args: argparse.Namespace) -> Backend:
-    with _usage():
-        return get_backend(args.device, args.strict_device)
-
-
-def _report_interruption(interruption: KeyboardInterrupt, prog: str, words: list[str], command: str) -> None:
-    """Says what was saved, and the exact command that goes on from there."""
-    saved = interruption.checkpoint if isinstance(interruption, Interrupted) else None
-    where = f" in epoch {interruption.epoch}; saved {saved}" if isinstance(interruption, Interrupted) and saved else ""
-    print(f"{NAME}: interrupted{where}", file=sys.stderr)
-    if command == "train" and saved is not None:
-        words = [*_without(words, "--recover-from"), "--recover-from", str(saved)]
-    elif command != "compare":  # a comparison finds by itself what its folder holds
-        return
-    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
-    print(f"to resume: {prog} {join(words)}", file=sys.stderr)
-
-
-def _without(words: Sequence[str], flag: str) -> list[str]:
-    """The words without a flag and its value, however they are written.
-
-    >>> _without(["train", "--recover-from", "a", "--seed", "1", "--recover-from=b"], "--recover-from")
-    ['train', '--seed', '1']
-    """
-    kept: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word == flag:
-            next(rest, None)
-        elif not word.startswith(f"{flag}="):
-            kept.append(word)
-    return kept
-
-
-def _one_line(error: Exception) -> str:
-    """An error as one line; the kind of error too, where its text was not written for the user."""
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    else:
-        text = str(error)
-    ours = isinstance(error, UsageError | ValueError | OSError | RuntimeError | ImportError | FloatingPointError)
-    return " ".join((text if ours and text else f"{type(error).__name__}: {text} (--debug shows where)").split())
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    print(f"{NAME}: warning: {' '.join(str(message).split())}", file=file or sys.stderr)
-
-
-def _leave_pipe() -> int:
-    """The reader has gone: nothing is left to say, and Python's own flush at exit must not say that either."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
-    return FAILED

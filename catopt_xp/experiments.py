@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,14 @@ def compare(
     planned_runs(kind, 1)  # an unknown kind is said before any work
     if total_epoch < 1:
         raise ValueError(f"total_epoch is {total_epoch!r}; a comparison needs a whole number of at least 1")
-    say = print if verbose else _say_nothing
+    if save_dir == "":
+        raise ValueError("save_dir is empty; give a folder for the results")
+    say = partial(print, flush=True) if verbose else _say_nothing
     backend, folder = get_backend(device, strict_device), Path(save_dir)
     say(f"comparison {kind} on {backend.device} ({backend.reason}), in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     data_set = load_data(data, img_shape, train_size, dev_size, on_error=on_error, progress=progress)
-    for text in (f"data: {data_set.name}, in {sum(data_set.timings.values()):.1f} s", *data_set.notices):
+    for text in (f"the data were loaded in {sum(data_set.timings.values()):.1f} s", *data_set.notices):
         say(text)
     # Loading belongs to no single run. The digest is part of the name, as `train` keeps the name in every checkpoint
     # and history: without it another set of this name and shape would be given the results of this one.
@@ -167,6 +170,8 @@ def _read_or_train(
     if file.exists():
         history = History.from_json(file)
         _check_settings(file, history.run, wanted)
+        if not (history.full_train_loss and history.train_accuracy):
+            raise ValueError(f"{file} has no evaluated epoch: move it away, and the run goes on from its checkpoint")
         if len(history.epoch) == settings["total_epoch"]:
             say(f"finished already: {file}")
             return history
@@ -249,9 +254,11 @@ def _identity(run: PlannedRun, data_set: DataSet, settings: Mapping[str, Any]) -
     }
 
 
-def _check_settings(file: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_settings(file: Path, found: Any, wanted: Mapping[str, Any]) -> None:
     """Raises ValueError naming each setting in which a file of an earlier run differs from what is asked now."""
-    said = {**found, **found.get("options", {})}  # learning rate and schedule stand among the optimizer's options
+    found = found if isinstance(found, Mapping) else {}
+    options = found.get("options")  # learning rate and schedule stand among them
+    said = {**found, **(options if isinstance(options, dict) else {})}
     differing = [f"{key} {said.get(key)}, not {value}" for key, value in wanted.items() if said.get(key) != value]
     if differing:
         raise ValueError(f"{file} is of a run with {'; '.join(differing)}: choose another save_dir, or move it away")

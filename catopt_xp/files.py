@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STALE_AFTER = 60.0  # seconds without a write after which the writer of a temporary file counts as killed
 
 
@@ -33,8 +36,28 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             raise
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(error.errno, f"could not write {path}: {reason}; free space or choose another folder") from error
+        cure = "free space or choose another folder" if error.errno in DISK_FULL else "choose another place"
+        raise OSError(error.errno, f"could not write {path}: {reason}; {cure}") from error
     _sync_folder(target.parent)
+
+
+def keep_copy(path: Path, copy: Path) -> None:
+    """Lets `copy` hold what `path` holds, whole or not at all, by a link where there are links. Raises OSError.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     size = Path(folder, "a").write_text("hello")
+    ...     keep_copy(Path(folder, "a"), Path(folder, "b"))
+    ...     Path(folder, "b").read_text()
+    'hello'
+    """
+    temporary = copy.with_name(f".{copy.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        os.link(path, temporary)
+    except OSError:  # no links here
+        write_whole(copy, lambda file: shutil.copyfileobj(path.open("rb"), file))
+    else:
+        os.replace(temporary, copy)
 
 
 def remove_stale(path: Path) -> None:

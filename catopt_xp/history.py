@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from catopt_xp.files import write_whole
-from catopt_xp.plots import plot_history
+from catopt_xp.plots import check_history, plot_history
 
 STAGES = ("read", "decode", "move", "train", "evaluate", "save")
 
@@ -54,7 +54,7 @@ class History:
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> History:
-        """A history from JSON text, or from a file. Raises ValueError naming what is foreign in it."""
+        """A history from JSON text, or from a file. Raises ValueError naming what in it is foreign or does not fit."""
         is_text = isinstance(source, str) and source.lstrip().startswith("{")
         where = "history" if is_text else str(source)
         try:
@@ -65,6 +65,7 @@ class History:
         if not isinstance(data, dict) or not known >= set(data):
             foreign = sorted(set(data) - known) if isinstance(data, dict) else [type(data).__name__]
             raise ValueError(f"{where} is not a history: unknown {', '.join(foreign)}")
+        check_history(data, where)
         return cls(**data)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:

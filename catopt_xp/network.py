@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -366,7 +367,12 @@ class _Trace:
 
 
 def _checked_layout(neuron_cnt: Sequence[int], activation_func: Sequence[str]) -> tuple[list[int], list[str]]:
-    units, names = [int(n) for n in neuron_cnt], [str(name) for name in activation_func]
+    try:
+        units, names = [operator.index(n) for n in neuron_cnt], [str(name) for name in activation_func]
+    except TypeError as error:
+        raise ValueError(
+            f"DeepNetwork: neuron_cnt is {neuron_cnt!r}; give whole numbers, one for each layer"
+        ) from error
     if len(units) != len(names) + 1 or not names:
         raise ValueError(
             f"DeepNetwork: {len(units)} layer sizes and {len(names)} activations; "

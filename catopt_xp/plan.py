@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
+import secrets
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from catopt_xp.backend import (
 from catopt_xp.batch_size import SMALL_SET, choose, measure, rule_of_thumb
 from catopt_xp.callbacks import Callback
 from catopt_xp.data import DataSet, load_data
+from catopt_xp.data.drawings import drawn_name
 from catopt_xp.data.order import SHUFFLES
 from catopt_xp.data.resident import ResidentSet, make_resident
 from catopt_xp.engines import ENGINES
@@ -109,9 +111,11 @@ class Plan:
         _one_of("shuffle", self.shuffle, SHUFFLES)
         _one_of("schedule_by", self.schedule_by, ("epoch", "step"))
         _one_of("engine", self.engine, ENGINES)
-        named = isinstance(self.model_name, str) and self.model_name
+        named = isinstance(self.model_name, str) and self.model_name.isprintable() and self.model_name not in ("", "..")
         if not named or Path(self.model_name).name != self.model_name:
             raise ValueError(f"model_name is {self.model_name!r}; give a plain file name, without a folder")
+        if self.save_dir == "":
+            raise ValueError("save_dir is empty; give a folder, or None to save nothing")
         if self.X is not None and self.data is not None:
             raise ValueError("X and data are both given; pass one of them")
         if self.X is None and any(x is not None for x in (self.Y, self.dev_X, self.dev_Y)):
@@ -135,8 +139,8 @@ class Plan:
             options = ("learning_rate", "lr_scheduler", "optimizer_options")
             self._refuse(options, "an optimizer's name; set it on the optimizer you pass instead")
         elif self.optimizer is not None and not isinstance(self.optimizer, str):
-            kind = type(self.optimizer).__name__
-            raise TypeError(f"optimizer is a {kind}; give its name, or a BaseOptimizer made of model.save()")
+            given = "a class" if isinstance(self.optimizer, type) else f"a {type(self.optimizer).__name__}"
+            raise TypeError(f"optimizer is {given}; give its name, or a BaseOptimizer made of model.save()")
         if self.lr_scheduler is not None and not callable(self.lr_scheduler):
             raise TypeError(f"lr_scheduler is {self.lr_scheduler!r}; give a function (learning_rate, epoch) -> rate")
         for callback in self.callbacks:
@@ -155,6 +159,7 @@ class Plan:
         """Prints a line, unless the run is not `verbose`; a progress bar stays below it."""
         if self.verbose:
             tqdm.write(text)
+            sys.stdout.flush()  # a log that is read while the run goes on
 
     @property
     def checkpoint_path(self) -> Path | None:
@@ -185,11 +190,12 @@ class Job:
 def prepare(plan: Plan) -> Job:
     """Loads and checks everything before the first epoch: files that cannot be written, data that cannot be used."""
     if plan.checkpoint_path is not None:
-        _try_folder(plan.checkpoint_path.parent)
+        _try_to_write(plan.checkpoint_path)
         remove_stale(plan.checkpoint_path)
     checkpoint = None if plan.recover_from is None else Checkpoint.read(plan.recover_from)
     backend = get_backend(plan.device, plan.strict_device)
-    dataset = _dataset(plan)
+    _check_data_given(plan, checkpoint)
+    dataset = _dataset(plan, backend)
     model = _model(plan, dataset, checkpoint)
     optimizer = _optimizer(plan, model, checkpoint)
     notices = list(dataset.notices)
@@ -239,12 +245,31 @@ def _placed(
     )
 
 
-def _dataset(plan: Plan) -> DataSet:
+def _check_data_given(plan: Plan, checkpoint: Checkpoint | None) -> None:
+    """A run does not go on with the built-in drawings because its own data were not named again."""
+    if checkpoint is None or plan.X is not None or plan.data is not None:
+        return
+    trained_on = checkpoint.run_state().history.get("run", {}).get("data", drawn_name())
+    if trained_on != drawn_name():
+        raise ValueError(
+            f"{checkpoint.path} was trained on {trained_on}; give data (--data), or X and Y, to go on with"
+        )
+
+
+def _dataset(plan: Plan, backend: Backend) -> DataSet:
     if isinstance(plan.data, DataSet):
         return plan.data
-    source = plan.data if plan.X is None else (plan.X, plan.Y, plan.dev_X, plan.dev_Y)
+    source = plan.data if plan.X is None else (_array(plan.X, backend), plan.Y, _array(plan.dev_X, backend), plan.dev_Y)
     sizes = (plan.train_size, plan.dev_size)
     return load_data(source, plan.img_shape, *sizes, on_error=plan.on_error, progress=plan.progress)
+
+
+def _array(X: Any, backend: Backend) -> Any:
+    """X as an array that has an `xp`: lists become NumPy's, an array of another library comes onto the device."""
+    try:
+        return X if X is None or (hasattr(X, "dtype") and backend_of(X)) else np.asarray(X)
+    except TypeError:
+        return backend.asarray(X)
 
 
 def _model(plan: Plan, dataset: DataSet, checkpoint: Checkpoint | None) -> BaseRegressionModel:
@@ -391,15 +416,16 @@ def _batch_size(
     return wanted, []
 
 
-def _try_folder(folder: Path) -> None:
-    """Creates the folder and writes to it once, before any time is spent. Raises OSError naming it."""
+def _try_to_write(path: Path) -> None:
+    """Creates the folder and writes a file to it once, before any time is spent. Raises OSError naming the folder."""
+    trial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"\0")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.write_bytes(b"\0")
+        trial.unlink()
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(error.errno, f"save_dir {folder} cannot be written ({reason}); choose another folder") from error
+        reason, cure = error.strerror or str(error), "choose another folder or model_name"
+        raise OSError(error.errno, f"save_dir {path.parent} cannot be written ({reason}); {cure}") from error
 
 
 def _whole(name: str, value: Any, least: int, besides: str = "") -> int:

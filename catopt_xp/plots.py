@@ -29,6 +29,45 @@ FEWEST_TO_AVERAGE = 10  # mini-batches in a moving average; an epoch's count whe
 LOG_RATIO = 20.0  # runs whose times differ by more are drawn over a logarithmic time axis
 
 
+BY_EPOCH = ("learning_rate", "seconds", "train_loss")
+BY_EVALUATION = ("train_accuracy", "full_train_loss", "dev_loss", "dev_accuracy")
+
+
+def check_history(history: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError, in one line that begins with `where`, unless a history's fields have their types and lengths.
+
+    `history`: as for `plot_history`; what is missing is taken as empty. A list has a number for each epoch, or for each
+    evaluated one, or is empty.
+
+    >>> check_history({"epoch": [0, 1], "seconds": [0.5]}, "run.json")
+    Traceback (most recent call last):
+    ValueError: run.json: seconds has 1 values, epoch has 2; give a history as train wrote it
+    """
+    wrong = _wrong_in(history)
+    if wrong is not None:
+        raise ValueError(f"{where}: {wrong}; give a history as train wrote it")
+
+
+def _wrong_in(history: Mapping[str, Any]) -> str | None:
+    for key in ("epoch", "eval_epoch", *BY_EPOCH, *BY_EVALUATION, "mini_batch_loss"):
+        kind, what = (int, "whole numbers") if key.endswith("epoch") else (int | float, "numbers")
+        values = history.get(key, [])
+        if not isinstance(values, list | tuple) or not all(isinstance(x, kind) for x in values):
+            return f"{key} is not a list of {what}"
+    for key in ("timings", "run"):
+        if not isinstance(history.get(key, {}), Mapping):
+            return f"{key} is no table of names and values"
+    if not all(isinstance(seconds, int | float) for seconds in history.get("timings", {}).values()):
+        return "timings holds more than numbers"
+    for along, keys in (("epoch", BY_EPOCH), ("eval_epoch", BY_EVALUATION)):
+        wanted = len(history.get(along, []))
+        for key in keys:
+            if len(history.get(key, [])) not in (0, wanted):
+                return f"{key} has {len(history[key])} values, {along} has {wanted}"
+    foreign = set(history.get("eval_epoch", [])) - set(history.get("epoch", []))
+    return f"eval_epoch has {min(foreign)}, epoch has not" if foreign else None
+
+
 def plot_history(history: Mapping[str, Any], path: PathLike | None = None) -> Any:
     """Six panels of one run: cost by epoch and by second, accuracy, mini-batch cost, learning rate, time by stage.
 
@@ -36,7 +75,7 @@ def plot_history(history: Mapping[str, Any], path: PathLike | None = None) -> An
     `path`: where to save the figure, whole or not at all; its ending names the format (png, pdf, svg; png without one).
 
     Returns the matplotlib `Figure`. Raises ImportError without matplotlib, ValueError for a history without epochs or
-    an unknown ending, OSError when the file cannot be written.
+    of wrong types and lengths or for an unknown ending, OSError when the file cannot be written.
 
     >>> run = {"epoch": [0, 1], "seconds": [0.5, 0.5], "train_loss": [0.7, 0.6], "learning_rate": [1e-3, 1e-3]}
     >>> len(plot_history(run).axes)
@@ -44,16 +83,19 @@ def plot_history(history: Mapping[str, Any], path: PathLike | None = None) -> An
     """
     if not history.get("epoch"):
         raise ValueError("plot_history: the history has no epochs; give that of a run that has finished at least one")
+    check_history(history, "plot_history")
     figure = _new_figure(13.0, 7.2)
     (by_epoch, by_second, accuracy), (mini_batch, rate, stages) = figure.subplots(2, 3)
     _draw_costs(by_epoch, history, lambda epochs: epochs)
     _label(by_epoch, "Cost by epoch", "epoch", "cost")
     at = _seconds_at(history)
-    _draw_costs(by_second, history, lambda epochs: [at[e] for e in epochs])
+    if at:
+        _draw_costs(by_second, history, lambda epochs: [at[e] for e in epochs])
     _label(by_second, "Cost by time", "training time (s)", "cost")
     _draw_accuracy(accuracy, history)
     _draw_mini_batches(mini_batch, history)
-    rate.plot(history["epoch"], history["learning_rate"], color=BLUE, marker=_dot(history["epoch"]))
+    if history.get("learning_rate"):
+        rate.plot(history["epoch"], history["learning_rate"], color=BLUE, marker=_dot(history["epoch"]))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     rate.set_ylim(bottom=0.0)
     _label(rate, "Learning rate", "epoch", "learning rate per step")
@@ -76,6 +118,7 @@ def plot_mini_batch(history: Mapping[str, Any], path: PathLike | None = None) ->
         raise ValueError(
             "plot_mini_batch: the history has no mini_batch_loss; give that of a run with at least one step"
         )
+    check_history(history, "plot_mini_batch")
     figure = _new_figure(9.0, 4.5)
     _draw_mini_batches(figure.subplots(), history)
     return _saved(figure, path)
@@ -97,6 +140,9 @@ def plot_comparison(runs: Mapping[str, Mapping[str, Any]], path: PathLike | None
     for name, history in runs.items():
         if not history.get("full_train_loss"):
             raise ValueError(f"plot_comparison: run {name!r} has no full_train_loss; evaluate it at least once")
+        if not history.get("seconds"):
+            raise ValueError(f"plot_comparison: run {name!r} has no seconds; give a history as train wrote it")
+        check_history(history, f"plot_comparison: run {name!r}")
     figure = _new_figure(11.0, 5.0)
     by_epoch, by_second = figure.subplots(1, 2, sharey=True)
     times = []
@@ -158,14 +204,17 @@ def plot_paths(panels: Sequence[Mapping[str, Any]], path: PathLike | None = None
 def _draw_costs(axes: Any, history: Mapping[str, Any], place: Any) -> None:
     """The three costs over `place(epochs)`; dev last, so that it lies on top."""
     epochs, evaluated = history["epoch"], history.get("eval_epoch", [])
-    axes.plot(place(epochs), history["train_loss"], color=BLUE, marker=_dot(epochs), label="mean of the mini-batches")
+    if history.get("train_loss"):
+        losses = history["train_loss"]
+        axes.plot(place(epochs), losses, color=BLUE, marker=_dot(epochs), label="mean of the mini-batches")
     for key, colour, line, marker, label in (
         ("full_train_loss", GREEN, "--", "o", "training set, after the epoch"),
         ("dev_loss", ORANGE, "-.", "s", "dev set"),
     ):
         if history.get(key):
             axes.plot(place(evaluated), history[key], color=colour, linestyle=line, marker=marker, ms=4, label=label)
-    axes.legend(fontsize=SMALL)
+    if axes.lines:
+        axes.legend(fontsize=SMALL)
 
 
 def _draw_accuracy(axes: Any, history: Mapping[str, Any]) -> None:
@@ -253,8 +302,8 @@ def _dot(values: Sequence[Any]) -> str:
 
 
 def _seconds_at(history: Mapping[str, Any]) -> dict[int, float]:
-    """Epoch -> seconds of training up to its end."""
-    return dict(zip(history["epoch"], accumulate(history["seconds"]), strict=True))
+    """Epoch -> seconds of training up to its end; empty where they were not recorded."""
+    return dict(zip(history["epoch"], accumulate(history.get("seconds", [])), strict=False))
 
 
 def _run_title(run: Mapping[str, Any]) -> str:

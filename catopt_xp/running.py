@@ -20,6 +20,7 @@ from catopt_xp.callbacks import Callback, EarlyStopping, TrainState
 from catopt_xp.checkpoint import CheckpointError
 from catopt_xp.data.order import epoch_order
 from catopt_xp.engines import Settings, choose_engine
+from catopt_xp.files import keep_copy
 from catopt_xp.history import History
 from catopt_xp.plan import Job
 from catopt_xp.plots import plot_mini_batch
@@ -180,9 +181,9 @@ class Run:
         raise self._diverged(f"the loss is {losses[step]} at epoch {epoch}, step {step}", learning_rate)
 
     def _diverged(self, what: str, learning_rate: float) -> TrainingDiverged:
-        kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "nothing was saved yet"
+        kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "this run has saved none yet"
         return TrainingDiverged(
-            f"{what} (learning rate {learning_rate:g}): lower the learning rate or set clip_norm; {kept}", self.history
+            f"{what} (learning rate {learning_rate:g}): lower it, set clip_norm, or scale X; {kept}", self.history
         )
 
     # --- evaluation ---------------------------------------------------------------------------------------------
@@ -218,11 +219,20 @@ class Run:
             place.environment = self.environment
             if self.early_stopping is not None and self.early_stopping.best is not None:
                 place.early_stopping, place.best = self.early_stopping.save(), self.early_stopping.best
+            self._keep_previous(path)
             try:
                 self.checkpoint = save_run(self.job.device_model, self.job.device_optimizer, path, place)
             except FloatingPointError as error:
                 where = f"{error} at epoch {place.epoch}, step {place.batches}"
                 raise self._diverged(where, self.job.device_optimizer.learning_rate) from error
+
+    def _keep_previous(self, path: Path) -> None:
+        """Before this run's first checkpoint: another run's, if there is one, is kept beside it."""
+        own = self.checkpoint
+        if path.exists() and not (own is not None and own.exists() and own.samefile(path)):
+            previous = path.with_name(f"{self.plan.model_name}_previous.npz")
+            keep_copy(path, previous)
+            self._notice(f"{path} was of another run, which is kept as {previous}")
 
     def _resume(self) -> None:
         """Takes weights, moments, history and place from the checkpoint; what differs from then is said."""
@@ -310,6 +320,8 @@ class Run:
     def _announce(self) -> None:
         device, reason = self.job.backend.device, self.job.backend.reason
         self._say(f"catopt_xp {__version__} on {device} ({reason}), engine {self.engine.name} ({self.engine_reason})")
+        m, n_x = self.job.train_set.samples.shape
+        self._say(f"data: {self.job.dataset.name}, {m} samples of {n_x} features")
         for notice in self.job.notices:
             self._say(f"note: {notice}")
 

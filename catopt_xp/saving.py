@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.backend import Backend, asnumpy
-from catopt_xp.checkpoint import CheckpointError, group, read_checkpoint, write_checkpoint
+from catopt_xp.checkpoint import CheckpointError, group, is_finite, read_checkpoint, write_checkpoint
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import BaseOptimizer
 from catopt_xp.parameters import check_matches
@@ -113,6 +113,9 @@ class Checkpoint:
         try:
             values = group(self.arrays, weights)
             check_matches(values, {k: tuple(x.shape) for k, x in model.save().items()}, weights)
+            for key, array in self.arrays.items():
+                if not is_finite(array):
+                    raise ValueError(f"{key} has values that are not finite")
             if optimizer is not None:
                 counters = {k: v for k, v in self.meta["optimizer"].items() if k in COUNTERS}
                 optimizer.load(counters | group(self.arrays, "optimizer"))

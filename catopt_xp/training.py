@@ -88,9 +88,9 @@ def train(
         `on_error` ("raise" or "skip" a broken photograph) go with it.
     How
         `total_epoch`: the epoch at which training ends, resumed or not. `batch_size`: 1 to m, more means m; "auto"
-        measures, so that the size may differ from machine to machine. `shuffle`: "epoch" (a new order every epoch), "once" or "none". `drop_last`: leave out a short last
-        batch. `accumulate`: batches per update, whose gradients are averaged over their samples. `seed`: of weights,
-        orders and dropout.
+        measures, so that the size may differ from machine to machine. `shuffle`: "epoch" (a new order every epoch),
+        "once" or "none". `drop_last`: leave out a short last batch. `accumulate`: batches per update, whose gradients
+        are averaged over their samples. `seed`: of weights, orders and dropout.
         `device`, `strict_device`: as for `get_backend`. `engine`: "auto" or "plain".
     What is kept
         `save_dir`: folder of `{model_name}_latest.npz` (None: nothing is saved), written every `checkpoint_every`

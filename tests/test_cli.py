@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
@@ -21,9 +22,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import catopt_xp
-from catopt_xp import arguments, cli
+from catopt_xp import arguments, cli, ending, flag_values
 from catopt_xp.backend import DeviceFallbackWarning
+from catopt_xp.checkpoint import read_checkpoint, write_checkpoint
 from catopt_xp.cli import main
+from catopt_xp.data import sources
 from catopt_xp.experiments import TITLES
 from catopt_xp.history import History
 from catopt_xp.plots import plot_paths
@@ -195,6 +198,51 @@ def test_train_goes_on_from_a_checkpoint(arrays: Path, folder: Path, tmp_path: P
     assert History.from_json(folder / "model_history.json").epoch == [0, 1, 2, 3, 4]
 
 
+def test_a_resumed_run_takes_absent_flags_from_its_checkpoint(arrays: Path, folder: Path) -> None:
+    flags = "--seed 4 --batch-size 7 --shuffle once --drop-last --accumulate 2 --print-interval 2 --quiet"
+    flags += " --schedule-by step --schedule hyperbola:0.5"
+    assert train(arrays, folder, *flags.split(), epochs=2) == 0
+    checkpoint = str(folder / "model_latest.npz")
+    before = History.from_json(folder / "model_history.json").run
+    assert train(arrays, folder, "--recover-from", checkpoint, "--quiet", epochs=4) == 0
+    after = History.from_json(folder / "model_history.json").run
+    assert set(arguments.REMEMBERED) < set(after)
+    assert after == before | {"total_epoch": 4}
+    given = ["--recover-from", checkpoint, "--quiet", "--no-drop-last", "--seed", "0", "--batch-size", "5"]
+    assert train(arrays, folder, *given, epochs=6) == 0
+    last = History.from_json(folder / "model_history.json").run
+    assert (last["drop_last"], last["seed"], last["batch_size"], last["shuffle"]) == (False, 0, 5, "once")
+
+
+def test_what_is_remembered_is_else_as_in_train() -> None:
+    defaults = {name: p.default for name, p in inspect.signature(catopt_xp.train).parameters.items()}
+    assert {name: defaults[name] for name in arguments.REMEMBERED} == arguments.REMEMBERED
+
+
+def test_a_resumed_run_draws_in_the_size_of_before(folder: Path) -> None:
+    words = ["train", "--train-size", "2", "--dev-size", "0", "--save-dir", str(folder), "--quiet", "--epochs"]
+    assert main([*words, "1", "--img-shape", "5x4"]) == 0
+    assert main([*words, "2", "--recover-from", str(folder / "model_latest.npz")]) == 0
+    assert History.from_json(folder / "model_history.json").run["img_shape"] == [5, 4]
+
+
+def test_a_full_disk_at_the_figure_comes_after_what_is_there(
+    arrays: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(history: History, figure: Path) -> None:
+        raise OSError(errno.ENOSPC, f"could not write {figure}: No space left on device")
+
+    monkeypatch.setattr(History, "plot", full)
+    assert train(arrays, folder) == 1
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-2:] == [
+        f"checkpoint: {folder / 'model_latest.npz'}",
+        f"history: {folder / 'model_history.json'}",
+    ]
+    told = one_line(said.err)
+    assert told == f"could not write {folder / 'model_history.png'}: No space left on device"
+
+
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_without_matplotlib_a_line_says_what_to_install(
     arrays: Path, folder: Path, figures: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -291,6 +339,77 @@ def test_predict_needs_to_know_the_size_of_images(
     assert "takes 12 numbers a sample, an image of 3x3 has 27" in failed([*words, "--img-shape", "3x3"], capsys)
     assert main([*words, "--img-shape", "2x2"]) == 0
     assert capsys.readouterr().out.split("\t")[1] in ("class 0", "class 1")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda meta: meta["model"].update(neuron_cnt=[12, 30]),
+        lambda meta: meta["model"].update(neuron_cnt=7),
+        lambda meta: meta["model"].update(neuron_cnt=[12, 10**15, 10**15, 20, 1]),
+        lambda meta: meta["model"].update(activation_func=[1, 2, 3, 4]),
+        lambda meta: meta["model"].update(dtype="float7"),
+        lambda meta: meta["model"].update(dtype=[]),
+        lambda meta: meta["run"].update(history=5),
+        lambda meta: meta["run"]["history"].update(run=5),
+        lambda meta: meta["run"]["history"]["run"].update(data=5),
+        lambda meta: meta["run"]["history"]["run"].update(classes="cat"),
+        lambda meta: meta["run"]["history"]["run"].update(classes=["dog"]),
+        lambda meta: meta["run"]["history"]["run"].update(img_shape=["wide", None]),
+    ],
+)
+def test_a_doctored_checkpoint_is_named_in_one_line(
+    spoil: Any, arrays: Path, trained: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.mkdir()
+    checkpoint = folder / "doctored.npz"
+    found, meta = read_checkpoint(trained / "model_latest.npz")
+    spoil(meta)
+    write_checkpoint(checkpoint, found, meta)
+    for words in (["evaluate", str(checkpoint), "--data", str(arrays)], ["predict", "a", "--checkpoint"]):
+        told = failed(words if "evaluate" in words else [*words, str(checkpoint)], capsys)
+        assert told.startswith(f"{checkpoint}: "), told
+        assert "--debug" not in told
+
+
+def test_a_message_about_arrays_names_their_file(
+    arrays: Path, trained: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.mkdir()
+    with np.load(arrays) as found:
+        good = dict(found)
+    for spoiled, told in (
+        ({"Y": 7 * good["Y"]}, "Y has the label 7"),
+        ({"X": good["X"][:, :9]}, "X has 9 samples and Y has 60"),
+        ({"X": np.full((12, 60), np.nan)}, "X is not finite at feature 0, sample 0"),
+    ):
+        file = folder / "spoiled.npz"
+        np.savez(file, **(good | spoiled))
+        for words in (
+            ["train", "--data", str(file), "--save-dir", str(folder), "--quiet"],
+            ["evaluate", str(trained / "model_latest.npz"), "--data", str(file)],
+            ["compare", "decay", "--data", str(file), "--save-dir", str(folder), "--quiet"],
+        ):
+            assert f"{file}: {told}" in failed(words, capsys)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_predict_prints_one_line_for_an_image_of_any_name(photographs: Path, folder: Path) -> None:
+    assert train(photographs, folder, "--img-shape", "2x2", "--quiet", epochs=1) == 0
+    picture = photographs / "test_set" / "cats" / "cats.0.png"
+    images = [folder / name for name in ("two\nlines\t.png", "gelb-ü-\u732b.png", os.fsdecode(b"no-\xff.png"))]
+    for image in images:
+        image.write_bytes(picture.read_bytes())
+    result = subprocess.run(
+        [*MODULE, "predict", *map(str, images), "--checkpoint", str(folder / "model_latest.npz")],
+        capture_output=True,
+        env=module_environment() | {"PYTHONIOENCODING": "ascii"},
+        check=True,
+    )
+    rows = [line.split(b"\t") for line in result.stdout.splitlines()]
+    assert [len(row) for row in rows] == [3, 3, 3]
+    names = [row[0].rpartition(b"/")[2] for row in rows]
+    assert names == [rb"two\nlines\t.png", rb"gelb-\xfc-\u732b.png", rb"no-\udcff.png"]
 
 
 def test_a_set_of_other_classes_or_size_is_refused(
@@ -432,6 +551,15 @@ def test_plot_refuses_what_it_cannot_draw(tmp_path: Path, capsys: pytest.Capture
     foreign = tmp_path / "a.json"
     foreign.write_text('{"colour": 1}')
     assert failed(["plot", str(foreign)], capsys) == f"{foreign} is not a history: unknown colour"
+    foreign.write_text('{"epoch": [0, 1], "seconds": [1.0]}')
+    told = f"{foreign}: seconds has 1 values, epoch has 2; give a history as train wrote it"
+    assert failed(["plot", str(foreign)], capsys) == told
+    foreign.write_text('{"epoch": []}')
+    assert failed(["plot", str(foreign)], capsys).startswith(f"{foreign} has no epoch;")
+    assert failed(["plot", str(foreign), "--mini-batch"], capsys).startswith(f"{foreign} has no mini_batch_loss")
+    assert failed(["plot", str(foreign), str(foreign)], capsys).startswith(
+        f"{foreign} has no full_train_loss or no sec"
+    )
     missing = tmp_path / "missing.json"
     assert failed(["plot", str(missing)], capsys) == f"{missing}: No such file or directory"
     words = ["plot", "--mini-batch", str(foreign), str(missing)]
@@ -464,10 +592,42 @@ def test_plot_refuses_what_it_cannot_draw(tmp_path: Path, capsys: pytest.Capture
         ("train --optimizer gd --nesterov", "nesterov"),
         ("train --beta 0.5", "beta"),
         ("compare colours", "invalid choice: 'colours'"),
+        ("train --model-name ..", "argument --model-name: '..' is not a plain file name"),
+        (
+            "train --hidden 99999999,99999999",
+            "the parameters of --hidden 99999999,99999999, their gradient and moments",
+        ),
+        ("train --hidden 9 --img-shape 1000000x1000000", "choose a smaller --hidden or --img-shape"),
+        ("train --train-size 9999999999", "(--img-shape), or fewer pictures (--train-size, --dev-size)"),
+        ("train --foo 1", "unrecognized arguments: --foo 1 (see catopt-xp train --help)"),
+        ("evaluate x.npz --epochs 1", "unrecognized arguments: --epochs 1 (see catopt-xp evaluate --help)"),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in refused(words.split(), capsys)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--data", ""],
+        ["train", "--recover-from="],
+        ["train", "--save-dir", ""],
+        ["compare", "decay", "--save-dir", ""],
+        ["predict", ""],
+        ["plot", ""],
+    ],
+)
+def test_an_empty_name_is_not_the_current_folder(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "the name of a file or folder is expected, the text is empty" in refused(words, capsys)
+
+
+@pytest.mark.parametrize("flags", ["--train-size 3", "--img-shape 7x7"])
+def test_flags_that_do_not_go_with_arrays_are_bad_usage(
+    flags: str, arrays: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--data", str(arrays), "--save-dir", str(folder), "--quiet", *flags.split()]
+    assert flags.split()[0] in refused(words, capsys)
 
 
 def test_failures_are_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -483,11 +643,32 @@ def test_failures_are_one_line_and_status_1(tmp_path: Path, capsys: pytest.Captu
     assert "cannot be written" in failed(["train", "--save-dir", str(broken)], capsys)
 
 
+def test_a_closed_stdout_is_said_unless_nothing_would_be_printed(
+    arrays: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["info"]) == 1
+    assert train(arrays, folder, "--quiet", epochs=1) == 0
+    assert one_line(capsys.readouterr().err).startswith("stdout is closed")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(("words", "buffered"), [("info", True), ("info", False), ("--help", True), ("--help", False)])
+def test_a_full_disk_under_stdout_is_one_line_that_says_so(words: str, buffered: bool) -> None:
+    environment = module_environment() | {"PYTHONUNBUFFERED": "" if buffered else "1"}
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [*MODULE, words], stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False
+        )
+    assert result.returncode == 1
+    assert one_line(result.stderr) == "stdout cannot be written (No space left on device)"
+
+
 def test_a_run_that_diverges_is_status_1(arrays: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--optimizer", "gd", "--learning-rate", "1e300", "--dtype", "float64", "--quiet")
     with np.errstate(all="ignore"):
         assert train(arrays, folder, *words, epochs=50) == 1
-    assert "lower the learning rate" in one_line(capsys.readouterr().err)
+    assert "(learning rate 1e+300): lower it" in one_line(capsys.readouterr().err)
 
 
 def test_debug_shows_the_traceback_before_or_after_the_command(tmp_path: Path) -> None:
@@ -498,10 +679,13 @@ def test_debug_shows_the_traceback_before_or_after_the_command(tmp_path: Path) -
 
 
 def test_an_error_not_meant_for_the_user_names_its_kind() -> None:
-    assert cli._one_line(KeyError("W0")) == "KeyError: 'W0' (--debug shows where)"
-    assert cli._one_line(MemoryError()) == "MemoryError: (--debug shows where)"
-    assert cli._one_line(ValueError("two\n  lines")) == "two lines"
-    assert cli._one_line(OSError(28, "could not write a: full")) == "could not write a: full"
+    assert ending.one_line(KeyError("W0")) == "KeyError: 'W0' (--debug shows where)"
+    told = "choose a smaller --img-shape, --train-size, --hidden or --batch-size"
+    assert ending.one_line(MemoryError()) == f"out of memory: {told}"
+    assert ending.one_line(MemoryError("3 GiB")) == f"out of memory (3 GiB): {told}"
+    assert ending.one_line(ValueError("a\x1b[31m.npz")) == "a\\x1b[31m.npz"
+    assert ending.one_line(ValueError("two\n  lines")) == "two lines"
+    assert ending.one_line(OSError(28, "could not write a: full")) == "could not write a: full"
 
 
 # --- interruption -----------------------------------------------------------------------------------------------------
@@ -515,10 +699,11 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, name: str, checkpoint: Path | N
 
 
 def test_an_interruption_prints_the_command_that_resumes(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(monkeypatch, "train", Path("my work/model_latest.npz"))
-    words = ["train", "--data", "the set.npz", "--recover-from=older.npz", "--seed", "3", "--recover-from", "old.npz"]
+    old = str(trained / "model_latest.npz")
+    words = ["train", "--data", "the set.npz", "--recover-from=older.npz", "--seed", "3", "--recover-from", old]
     assert main(words, prog="python -m catopt_xp") == 130
     first, second = capsys.readouterr().err.splitlines()
     assert first == f"catopt-xp: interrupted in epoch 7; saved {Path('my work/model_latest.npz')}"
@@ -540,7 +725,65 @@ def test_an_interruption_without_a_checkpoint_promises_none(
 ) -> None:
     interrupted(monkeypatch, "train", None)
     assert main(["train"]) == 130
-    assert capsys.readouterr().err == "catopt-xp: interrupted\n"
+    assert capsys.readouterr().err == "catopt-xp: interrupted in epoch 7, nothing was saved\n"
+
+
+@pytest.mark.parametrize("command", ["train", "compare decay"])
+def test_an_interruption_while_the_data_are_loaded_promises_nothing(
+    command: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sources, "get_drawn_set", stop)
+    assert main([*command.split(), "--save-dir", str(folder), "--quiet"]) == 130
+    assert capsys.readouterr().err == "catopt-xp: interrupted, nothing was trained\n"
+
+
+def test_an_interruption_at_once_names_the_checkpoint_that_was_written(
+    arrays: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def insist(**options: Any) -> None:
+        catopt_xp.train(**options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train", insist)
+    assert train(arrays, folder, "--quiet") == 130
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"catopt-xp: interrupted; saved {folder / 'model_latest.npz'}"
+    assert second.startswith("to resume: catopt-xp train --data ")
+    (folder / "model_latest.npz").unlink()
+    interrupted(monkeypatch, "train", None)
+    monkeypatch.setattr(cli, "_write_results", insist)
+    assert train(arrays, folder, "--quiet") == 130
+    assert capsys.readouterr().err.endswith(", nothing was saved\n")
+
+
+def test_the_program_is_named_as_it_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "my tools" / "catopt-xp"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert ending.program_again("catopt-xp") == "catopt-xp"
+    if os.name != "nt":
+        assert ending.program_again(str(program)) == f"'{program}'"
+        monkeypatch.setenv("PATH", str(program.parent))
+        assert ending.program_again(str(program)) == "catopt-xp"
+
+
+def test_an_interruption_of_the_first_moments_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["catopt-xp", "info"])
+    for name in ("parse_words", "program_again"):
+        monkeypatch.setattr(cli, name, stop)
+        with pytest.raises(SystemExit) as ended:
+            cli.entry()
+        assert ended.value.code == 130
+        assert capsys.readouterr().err == "catopt-xp: interrupted\n"
 
 
 SIGNAL_AFTER_A_RUN = """
@@ -597,7 +840,7 @@ def test_a_stopped_process_goes_on_with_the_command_that_it_prints(
         said = process.communicate(timeout=30)[1].splitlines()
     assert (started, process.returncode) == (True, 130), said
     assert said[-2].startswith("catopt-xp: interrupted in epoch ")
-    assert said[-1].startswith("to resume: python -m catopt_xp train ")
+    assert said[-1].startswith(f"to resume: {shlex.quote(sys.executable)} -m catopt_xp train ")
     resume = shlex.split(said[-1])[5:]
     stopped = int(said[-2].split("in epoch ")[1].split(";")[0])
     resume[resume.index("1000000")] = str(stopped + 2)
@@ -635,7 +878,24 @@ def test_help_is_quick_and_loads_no_optional_library() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "exit status:" in result.stdout
+    for variable in ("CATOPT_XP_DEVICE", "CATOPT_XP_STRICT_DEVICE", "CATOPT_XP_CACHE", "~/.cache"):
+        assert variable in result.stdout
     assert time.perf_counter() - started < 5.0  # 0.3 s on a quiet machine
+
+
+def test_ctrl_c_while_the_module_is_imported_is_one_line() -> None:
+    code = (
+        "import runpy, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'catopt_xp.network': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "runpy.run_module('catopt_xp', run_name='__main__')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=module_environment(), check=False
+    )
+    assert (result.returncode, result.stderr) == (130, "catopt-xp: interrupted\n")
 
 
 def test_version_and_module_run() -> None:
@@ -654,9 +914,9 @@ def test_the_installed_command_ends_with_the_status(monkeypatch: pytest.MonkeyPa
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6))
 def test_shapes_and_counts_are_read_back(width: int, height: int) -> None:
-    assert arguments.shape(f"{width}x{height}") == (width, height)
-    assert arguments.layers(f"{width},{height}") == (width, height)
-    assert arguments.batch_size(str(width)) == arguments.count(str(width)) == width
+    assert flag_values.shape(f"{width}x{height}") == (width, height)
+    assert flag_values.layers(f"{width},{height}") == (width, height)
+    assert flag_values.batch_size(str(width)) == flag_values.count(str(width)) == width
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict", "compare", "info", "plot", "paths"])
@@ -664,6 +924,9 @@ def test_every_flag_has_a_help_text(command: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert "exit status:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "exit status:" in said
+    assert "show the traceback of an error" in said
+    assert ("the\n       command that resumes it" in said) == (command in ("train", "compare"))
     parser = arguments.make_parser("catopt-xp")._subparsers._group_actions[0].choices[command]  # type: ignore
     assert all(action.help for action in parser._actions)

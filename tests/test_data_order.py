@@ -43,9 +43,10 @@ def test_the_order_depends_on_no_global_state() -> None:
     ("arguments", "message"),
     [
         ((10, 0, 0, "daily"), "shuffle: 'daily' is not known"),
-        ((-1, 0), "m: must not be negative"),
-        ((10, -1), "epoch: must not be negative"),
-        ((10, 0, -5), "seed: must not be negative"),
+        ((-1, 0), "m: must be a whole number from 0, got -1"),
+        ((10, -1), "epoch: must be a whole number from 0, got -1"),
+        ((10, 0, -5), "seed: must be a whole number from 0, got -5"),
+        ((10, 0, 0.5), "seed: must be a whole number from 0, got 0.5"),
     ],
 )
 def test_wrong_orders_are_refused_on_one_line(arguments: tuple[object, ...], message: str) -> None:
@@ -73,5 +74,5 @@ def test_a_dropped_last_batch_is_the_short_one(m: int, batch_size: int) -> None:
 
 @pytest.mark.parametrize(("m", "batch_size"), [(0, 1), (5, 0), (5, -2)])
 def test_impossible_batches_are_refused(m: int, batch_size: int) -> None:
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match="must be a whole number from 1"):
         batches(m, batch_size)

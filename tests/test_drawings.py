@@ -126,7 +126,17 @@ def test_the_cache_is_used_and_a_damaged_file_is_made_anew(own_cache: Path) -> N
         ({"img_shape": (2.5, 3)}, "img_shape: must be"),
         ({"train_size": 0}, "train_size: must be a whole number from 1"),
         ({"test_size": -1}, "test_size: must be a whole number from 0"),
-        ({"seed": -1}, "seed: must not be negative"),
+        ({"seed": -1}, "seed: must be a whole number from 0"),
+        ({"seed": 0.5}, "seed: must be a whole number from 0, got 0.5"),
+        ({"train_size": float("nan")}, "train_size: must be a whole number from 1, got nan"),
+        ({"train_size": None}, "train_size: must be a whole number from 1, got None"),
+        ({"img_shape": (float("inf"), 3)}, "img_shape: must be"),
+        (
+            {"train_size": 10**9},
+            r"^2000000400 drawings of 224x224 pixels need \d+\.\d GB of memory, .* \(--img-shape\)",
+        ),
+        ({"train_size": 10**12, "img_shape": (1, 1)}, "drawings of 1x1 pixels need"),
+        ({"train_size": 1, "img_shape": (100_000, 100_000)}, "drawings of 100000x100000 pixels need"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, object], message: str) -> None:

@@ -215,6 +215,8 @@ def test_what_is_printed(data: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     small("batch-size", data, tmp_path, stochastic=True, verbose=True)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("comparison batch-size on cpu (")
+    assert said[1].startswith("the data were loaded in ")
+    assert not any(line.startswith("data: ") for line in said[:3])  # every run says it
     assert "batch-size, run 5 of 5: batch 1" in said
     expected = next(line for line in said if line.startswith("batch size 1 makes 450 steps: "))
     assert "a step as with batch size 8" in expected
@@ -223,6 +225,21 @@ def test_what_is_printed(data: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
         "batch 8", "batch 64", "batch 128", "batch 150 (whole set)", "batch 1",
     ]  # fmt: skip
     assert said[-1] == f"figure: {tmp_path / 'batch-size.png'}"
+
+
+def test_a_history_that_was_never_evaluated_is_named(data: Any, tmp_path: Path) -> None:
+    small("decay", data, tmp_path)
+    file = tmp_path / "adam_batch64.json"
+    history = History.from_json(file)
+    history.eval_epoch, history.full_train_loss = [], []
+    history.train_accuracy, history.dev_loss, history.dev_accuracy = [], [], []
+    history.to_json(file)
+    with pytest.raises(ValueError, match=r"adam_batch64\.json has no evaluated epoch: move it away"):
+        small("decay", data, tmp_path)
+    history.run = {"options": 5}
+    history.to_json(file)
+    with pytest.raises(ValueError, match=r"adam_batch64\.json is of a run with optimizer None, not Adam"):
+        small("decay", data, tmp_path)
 
 
 def test_nothing_is_printed_when_not_wanted(data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

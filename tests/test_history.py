@@ -15,29 +15,37 @@ from catopt_xp.history import STAGES, History
 
 NUMBERS = st.floats(allow_nan=False)
 LISTS = st.lists(NUMBERS, max_size=5)
-EPOCHS = st.lists(st.integers(0, 10**6), max_size=5)
-HISTORIES = st.builds(
-    History,
-    epoch=EPOCHS,
-    eval_epoch=EPOCHS,
-    learning_rate=LISTS,
-    seconds=LISTS,
-    train_loss=LISTS,
-    train_accuracy=LISTS,
-    full_train_loss=LISTS,
-    dev_loss=LISTS,
-    dev_accuracy=LISTS,
-    mini_batch_loss=LISTS,
-    timings=st.dictionaries(st.sampled_from(STAGES), NUMBERS),
-    run=st.dictionaries(st.text(), st.none() | st.text() | st.integers() | LISTS | st.booleans(), max_size=3),
-)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> History:
+    epochs = list(range(draw(st.integers(0, 5))))
+    evaluated = draw(st.lists(st.sampled_from(epochs), unique=True)) if epochs else []
+
+    def along(numbers: list[int]) -> list[float]:
+        return draw(st.just([]) | st.lists(NUMBERS, min_size=len(numbers), max_size=len(numbers)))
+
+    return History(
+        epoch=epochs,
+        eval_epoch=evaluated,
+        learning_rate=along(epochs),
+        seconds=along(epochs),
+        train_loss=along(epochs),
+        train_accuracy=along(evaluated),
+        full_train_loss=along(evaluated),
+        dev_loss=along(evaluated),
+        dev_accuracy=along(evaluated),
+        mini_batch_loss=draw(LISTS),
+        timings=draw(st.dictionaries(st.sampled_from(STAGES), NUMBERS)),
+        run=draw(st.dictionaries(st.text(), st.none() | st.text() | st.integers() | LISTS | st.booleans(), max_size=3)),
+    )
 
 
 def example() -> History:
     return History(epoch=[0, 1], learning_rate=[0.1, 0.1], seconds=[0.5, 0.25], train_loss=[0.7, 0.6])
 
 
-@given(HISTORIES)
+@given(histories())
 def test_json_and_back_is_the_same_history_bit_for_bit(history: History) -> None:
     assert History.from_json(history.to_json()) == history
 
@@ -84,6 +92,28 @@ def test_a_foreign_file_is_named(tmp_path: Path, content: str, told: str) -> Non
     assert str(caught.value).startswith(str(file))
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         History.from_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "told"),
+    [
+        ({"epoch": 5}, "epoch is not a list of whole numbers"),
+        ({"epoch": [0.0, 1.0]}, "epoch is not a list of whole numbers"),
+        ({"seconds": ["fast", "slow"]}, "seconds is not a list of numbers"),
+        ({"train_loss": [0.7]}, "train_loss has 1 values, epoch has 2"),
+        ({"eval_epoch": [0], "dev_loss": [0.7, 0.6]}, "dev_loss has 2 values, eval_epoch has 1"),
+        ({"eval_epoch": [7]}, "eval_epoch has 7, epoch has not"),
+        ({"timings": [1.0]}, "timings is no table of names and values"),
+        ({"timings": {"read": "long"}}, "timings holds more than numbers"),
+        ({"run": None}, "run is no table of names and values"),
+    ],
+)
+def test_wrong_types_and_lengths_are_said_with_the_file(tmp_path: Path, spoiled: dict[str, Any], told: str) -> None:
+    file = tmp_path / "history.json"
+    file.write_text(json.dumps(dataclasses.asdict(example()) | spoiled), encoding="utf-8")
+    with pytest.raises(ValueError, match=told) as caught:
+        History.from_json(file)
+    assert str(caught.value) == f"{file}: {told}; give a history as train wrote it"
 
 
 def test_json_is_that_of_any_reader() -> None:

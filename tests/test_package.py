@@ -39,7 +39,7 @@ FLOORS = {
     2: "data data. network base_optimizer optim",
     3: "engines engines. history callbacks saving batch_size",
     4: "plan running training",
-    5: "experiments arguments",
+    5: "experiments flag_values arguments ending",
     6: "cli __main__",
 }
 SIDEWAYS = {
@@ -56,6 +56,8 @@ SIDEWAYS = {
     ("running", "plan"): "a run carries out a plan",
     ("training", "plan"): "train() makes a plan",
     ("training", "running"): "and runs it",
+    ("arguments", "flag_values"): "what a flag takes",
+    ("ending", "arguments"): "each line on stderr begins with the program's name",
     ("__main__", "cli"): "python -m catopt_xp is the command line",
 }
 # Who may import a library that is heavy, optional, or bound to a device.

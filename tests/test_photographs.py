@@ -452,6 +452,13 @@ def test_wrong_arguments_of_decoding(tmp_path: Path) -> None:
         decode_images([tmp_path / "a.png"], (4, 0))
     with pytest.raises(ValueError, match="no photographs given"):
         decode_images([])
+    with pytest.raises(ValueError, match="files: an empty name"):
+        decode_images([""])
+    with pytest.raises(ValueError, match=r": a folder, where the file of a photograph is expected$") as caught:
+        decode_images([tmp_path])
+    assert "damaged" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"^the 1000000x1000000 pixels of 1 photograph need 3000\.0 GB of memory"):
+        decode_images([tmp_path / "a.png"], (10**6, 10**6))
     with pytest.raises(FileNotFoundError, match=r"none\.png: cannot be read"):
         decode_images([tmp_path / "none.png"])
     with pytest.raises(ValueError, match="dev_fraction: must be"):
@@ -557,6 +564,26 @@ def test_a_full_disk_leaves_no_file_behind(folder: Path, own_cache: Path, monkey
         data = get_photograph_set(folder, (4, 2))
     assert data.train_X.shape == (24, 6)
     assert list(own_cache.iterdir()) == []
+
+
+def test_an_array_of_which_a_part_was_written_is_a_full_disk(
+    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*arguments: object, **options: object) -> None:
+        raise OSError("1920000 requested and 761728 written")
+
+    monkeypatch.setattr(np, "save", short)
+    with pytest.warns(UserWarning, match=r"cannot be written \(disk full\); going on in memory"):
+        get_photograph_set(folder, (4, 2))
+
+
+def test_a_cache_folder_that_is_a_file_is_said_before_any_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CATOPT_XP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(NotADirectoryError, match=r"^CATOPT_XP_CACHE names .*file, which is a file; name a folder$"):
+        get_photograph_set(folder, (4, 2))
 
 
 def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_what_was_not_recorded_is_left_out() -> None:
     assert list(lines(figure.axes[0])) == ["mean of the mini-batches"]
     assert [len(axes.lines) for axes in figure.axes] == [1, 1, 0, 0, 1, 0]
     assert figure.get_suptitle() == ""
+    assert [len(axes.lines) for axes in plot_history({"epoch": [0, 1]}).axes] == [0] * 6
 
 
 def test_mini_batch_costs_with_their_moving_average() -> None:
@@ -172,6 +173,10 @@ def test_without_matplotlib_one_line_names_what_to_install(monkeypatch: pytest.M
         (lambda: plot_comparison({}), "plot_comparison: there are no runs"),
         (lambda: plot_comparison({"a": RUN | {"full_train_loss": []}}), "run 'a' has no full_train_loss"),
         (lambda: plot_paths([]), "plot_paths: there are no panels"),
+        (lambda: plot_comparison({"a": RUN | {"seconds": []}}), "run 'a' has no seconds"),
+        (lambda: plot_comparison({"a": RUN | {"seconds": [0.5]}}), "run 'a': seconds has 1 values, epoch has 3"),
+        (lambda: plot_history(RUN | {"train_loss": [1.0]}), "plot_history: train_loss has 1 values, epoch has 3"),
+        (lambda: plot_mini_batch(RUN | {"mini_batch_loss": "abc"}), "mini_batch_loss is not a list of numbers"),
     ],
 )
 def test_nothing_to_draw_is_said(draw: Any, message: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from catopt_xp.data import DataSet, load_data
+from catopt_xp.data.dataset import DataArgumentError
 
 REPOSITORY = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
@@ -120,6 +121,14 @@ def half_a_dev_set(file: Path) -> None:
     np.savez(file, X=X, Y=Y, dev_X=X)
 
 
+def no_samples(file: Path) -> None:
+    np.savez(file, X=np.float32(3.0), Y=Y)
+
+
+def one_row(file: Path) -> None:
+    np.savez(file, X=X, Y=Y, dev_X=X[0], dev_Y=Y)
+
+
 def text(file: Path) -> None:
     file.write_text("X, Y")
 
@@ -152,6 +161,8 @@ def nothing(file: Path) -> None:
         (words, ValueError, "X must hold numbers, not <U1"),
         (no_labels, ValueError, "Y missing; the file has X, labels"),
         (half_a_dev_set, ValueError, "dev_Y missing"),
+        (no_samples, ValueError, r"X has shape \(\); it must be \(n_x, m\), a sample in each column"),
+        (one_row, ValueError, r"dev_X has shape \(5,\); it must be"),
         (text, ValueError, "cannot be read as an .npz file"),
         (one_array, ValueError, "cannot be read as an .npz file"),
         (truncated, ValueError, "cannot be read as an .npz file"),
@@ -177,8 +188,16 @@ def test_other_files_and_things_are_refused(tmp_path: Path) -> None:
         load_data((X, Y, X))
     with pytest.raises(TypeError, match="got int"):
         load_data(7)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="train_size, dev_size: apply to pictures only"):
+    with pytest.raises(DataArgumentError, match="dev_size: apply to pictures only, as --train-size"):
         load_data((X, Y), train_size=3)
+    with pytest.raises(DataArgumentError, match="data is empty; give a folder"):
+        load_data("")
+
+
+@pytest.mark.parametrize("source", [None, (X, Y)])
+def test_an_unknown_way_with_errors_is_refused_whatever_the_source(source: object) -> None:
+    with pytest.raises(DataArgumentError, match="on_error: 'no' is not known"):
+        load_data(source, on_error="no")  # type: ignore[arg-type]
 
 
 def test_importing_the_data_room_loads_no_pillow() -> None:

@@ -158,8 +158,9 @@ def test_the_first_line_names_device_and_engine_and_quiet_is_quiet(
     out, err = capsys.readouterr()
     assert " on cpu " in out.splitlines()[0]
     assert "engine plain" in out.splitlines()[0]
-    assert out.splitlines()[1] == "note: batch size 99 is more than the 60 samples there are: 60 is used"
-    assert [line.split(":")[0] for line in out.splitlines()[2:5]] == [
+    assert out.splitlines()[1] == "data: arrays, 60 samples of 12 features"
+    assert out.splitlines()[2] == "note: batch size 99 is more than the 60 samples there are: 60 is used"
+    assert [line.split(":")[0] for line in out.splitlines()[3:6]] == [
         "epoch    0",
         "epoch    1",
         "epoch    2",
@@ -325,7 +326,48 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as caught:
         fit(callbacks=[Insist()])
     assert not isinstance(caught.value, Interrupted)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_new_run_keeps_the_checkpoint_of_the_one_before(tmp_path: Path) -> None:
+    first = fit(save_dir=tmp_path, total_epoch=2)
+    assert first.checkpoint is not None
+    old = first.checkpoint.read_bytes()
+    second = fit(save_dir=tmp_path, total_epoch=1)
+    previous = tmp_path / "model_previous.npz"
+    assert previous.read_bytes() == old
+    assert f"{first.checkpoint} was of another run, which is kept as {previous}" in second.notices
+    third = fit(save_dir=tmp_path, total_epoch=3, recover_from=second.checkpoint)
+    assert previous.read_bytes() == old
+    assert not any("another run" in notice for notice in third.notices)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float32", "uint16"])
+def test_pixels_that_are_not_stored_as_such_are_said(dtype: str) -> None:
+    X, Y = np.arange(12, dtype=dtype).reshape(3, 4) * 20, np.array([[0, 1, 0, 1]])
+    told = "X runs from 0 to 220 and is taken as it is; pixels stored as uint8 are seen as X/255"
+    assert told in fit(X=X, Y=Y, dev_X=None, dev_Y=None).notices
+    shares = (X / 255).astype(np.float32)
+    assert not any("taken as it is" in notice for notice in fit(X=shares, Y=Y, dev_X=None, dev_Y=None).notices)
+
+
+def test_lists_and_arrays_of_another_library_are_taken() -> None:
+    class Other:
+        """Host data that shows itself by DLPack alone."""
+
+        def __init__(self, x: Any) -> None:
+            self.x, self.dtype = x, x.dtype
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return self.x.__dlpack__(**options)
+
+        def __dlpack_device__(self) -> Any:
+            return self.x.__dlpack_device__()
+
+    X, Y = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4), np.array([[0, 1, 0, 1]])
+    runs = [fit(X=given, Y=Y, dev_X=None, dev_Y=None) for given in (X, X.tolist(), Other(X))]
+    assert len({tuple(run.history.train_loss) for run in runs}) == 1

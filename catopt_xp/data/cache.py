@@ -22,10 +22,16 @@ from catopt_xp.files import remove_stale, write_whole
 
 
 def cache_folder() -> Path:
-    """The folder of the cache: CATOPT_XP_CACHE if that is set, else catopt_xp in the user's cache folder."""
+    """The folder of the cache: CATOPT_XP_CACHE if that is set, else catopt_xp in the user's cache folder.
+
+    Raises NotADirectoryError where CATOPT_XP_CACHE names a file.
+    """
     chosen = os.environ.get("CATOPT_XP_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        folder = Path(chosen).expanduser()
+        if folder.is_file():
+            raise NotADirectoryError(f"CATOPT_XP_CACHE names {folder}, which is a file; name a folder")
+        return folder
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     else:
@@ -83,8 +89,9 @@ def store_rows(file: Path, rows: NDArray[np.uint8], skipped: Mapping[int, str] |
         _write(file, lambda stream: np.save(stream, rows, allow_pickle=False))
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     except OSError as error:
-        # The system's own words: the error's message names the file and what happened to it once more.
-        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        # The system's own words: the error's message names the file and what happened to it once more. NumPy's error
+        # for an array of which only a part was written has no number, and speaks of numbers of values.
+        reason = os.strerror(error.errno) if error.errno else "disk full"
         warnings.warn(
             f"{file}: cannot be written ({reason}); going on in memory; the pictures are prepared "
             "again next time (CATOPT_XP_CACHE names another folder)",

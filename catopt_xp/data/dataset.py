@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from catopt_xp.machine import host_free_memory
+
+ON_ERROR = ("raise", "skip")
+SMALLER_PICTURES = "choose a smaller img_shape (--img-shape), or fewer pictures (--train-size, --dev-size)"
+
+
+class DataArgumentError(ValueError):
+    """Arguments that cannot be meant, or do not go with the data: what is to be changed is the call, not the data."""
 
 
 @dataclass
@@ -36,7 +46,7 @@ class DataSet:
 
 
 def checked_img_shape(img_shape: Sequence[int]) -> tuple[int, int]:
-    """The shape as (width, height); raises ValueError unless it is two whole numbers from 1.
+    """The shape as (width, height); raises DataArgumentError unless it is two whole numbers from 1.
 
     >>> checked_img_shape([224, 112])
     (224, 112)
@@ -44,14 +54,47 @@ def checked_img_shape(img_shape: Sequence[int]) -> tuple[int, int]:
     try:
         width, height = img_shape
         whole = (int(width), int(height))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         whole = (0, 0)
     if min(whole) < 1 or whole != tuple(img_shape):
-        raise ValueError(f"img_shape: must be (width, height) in whole pixels from 1, got {img_shape!r}")
+        raise DataArgumentError(f"img_shape: must be (width, height) in whole pixels from 1, got {img_shape!r}")
     return whole
 
 
-def checked_size(name: str, size: int | None, least: int) -> None:
-    """Raise ValueError unless `size` is None (all) or a whole number from `least`."""
-    if size is not None and (size != int(size) or size < least):
-        raise ValueError(f"{name}: must be a whole number from {least}, or None for all, got {size!r}")
+def checked_size(name: str, size: Any, least: int) -> int | None:
+    """The size as a plain int, or None (all); raises DataArgumentError unless it is a whole number from `least`."""
+    return None if size is None else checked_whole(name, size, least, ", or None for all")
+
+
+def checked_whole(name: str, value: Any, least: int, besides: str = "") -> int:
+    """The number as a plain int; raises DataArgumentError, naming it, unless it is a whole number from `least`.
+
+    >>> checked_whole("seed", 3, 0)
+    3
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise DataArgumentError(f"{name}: must be a whole number from {least}{besides}, got {value!r}")
+    return number
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise DataArgumentError unless `on_error` says "raise" or "skip"."""
+    if on_error not in ON_ERROR:
+        raise DataArgumentError(f'on_error: {on_error!r} is not known; use "raise" or "skip"')
+
+
+def check_memory(what: str, needed: int, cure: str = SMALLER_PICTURES) -> None:
+    """Raise DataArgumentError where something needs more memory than there is.
+
+    what: its name, a plural, and cure: what to do, both for the message. needed: bytes.
+    """
+    try:
+        free = host_free_memory()
+    except OSError:  # a system that does not tell: there the allocation itself fails, or does not
+        return
+    if needed > free:
+        raise DataArgumentError(f"{what} need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; {cure}")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from catopt_xp.data.cache import one_line
-from catopt_xp.data.dataset import checked_img_shape
+from catopt_xp.data.dataset import DataArgumentError, check_memory, check_on_error, checked_img_shape
 from catopt_xp.machine import thread_count
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ FORMATS = (
     "WEBP",
 )  # by content: collections hold such pictures under the name .jpg
 _ORIENTATION = 0x0112  # the EXIF tag
-_ON_ERROR = ("raise", "skip")
 _LYING = ("ROTATE_90", "ROTATE_270", "TRANSPOSE", "TRANSVERSE")  # turns that swap width and height
 
 
@@ -60,6 +59,8 @@ def decode_images(
     ...     decode_images([file], img_shape=(2, 1)).tolist()
     [[255, 0, 0, 255, 0, 0]]
     """
+    if "" in files:  # which Path would take for the current folder
+        raise DataArgumentError("files: an empty name, where the file of a photograph is expected")
     rows, broken = decode_files([Path(file) for file in files], checked_img_shape(img_shape), on_error, progress)
     warn_of_skipped(broken)
     return rows
@@ -75,9 +76,11 @@ def decode_files(
     """
     from PIL import Image
 
-    if on_error not in _ON_ERROR:
-        raise ValueError(f'on_error: {on_error!r} is not known; use "raise" or "skip"')
-    rows = np.empty((len(files), img_shape[0] * img_shape[1] * 3), dtype=np.uint8)
+    check_on_error(on_error)
+    n_x = img_shape[0] * img_shape[1] * 3
+    what = "1 photograph" if len(files) == 1 else f"{len(files)} photographs"
+    check_memory(f"the {img_shape[0]}x{img_shape[1]} pixels of {what}", len(files) * n_x)
+    rows = np.empty((len(files), n_x), dtype=np.uint8)
     broken: dict[int, str] = {}
 
     def decode_row(k: int) -> Exception | None:
@@ -134,6 +137,8 @@ def decode_image(file: Path, img_shape: tuple[int, int]) -> NDArray[np.uint8]:
     """
     from PIL import Image, UnidentifiedImageError
 
+    if file.is_dir():
+        raise ValueError(f"{file}: a folder, where the file of a photograph is expected")
     try:
         with Image.open(file, formats=FORMATS) as image:
             turn = _turn(image)

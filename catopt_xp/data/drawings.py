@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from catopt_xp.data.cache import cache_file, load_rows, store_rows
-from catopt_xp.data.dataset import DataSet, checked_img_shape, checked_size
+from catopt_xp.data.dataset import DataSet, check_memory, checked_img_shape, checked_whole
 from catopt_xp.data.scenes import draw_picture
 from catopt_xp.machine import thread_count
 
@@ -31,6 +31,8 @@ RECIPE = 1  # a change in how the drawings look takes the next number, so that n
 TRAIN, DEV = 0, 1
 DOG, CAT = 0, 1
 PICTURES_PER_PROCESS = 100  # starting a process costs as much as drawing about 50 pictures
+BYTES_PER_TASK = 250  # of memory, for what is known of one picture before it is drawn
+SCRATCH = 40  # bytes of memory for each value of the picture that a process draws: its canvas, and its light as floats
 
 Task = tuple[int, int, int, int]
 """(seed, split, class, index): what one picture is drawn from."""
@@ -61,10 +63,12 @@ def get_drawn_set(
     ((768, 4), [[1, 1, 0, 0]], (768, 2))
     """
     img_shape = checked_img_shape(img_shape)
-    checked_size("train_size", train_size, 1)
-    checked_size("test_size", test_size, 0)
-    if seed < 0:
-        raise ValueError(f"seed: must not be negative, got {seed}")
+    train_size, test_size = checked_whole("train_size", train_size, 1), checked_whole("test_size", test_size, 0)
+    seed = checked_whole("seed", seed, 0)
+    facts = [RECIPE, (seed, TRAIN, CAT, 0), train_size, test_size, img_shape, np.__version__, version("pillow")]
+    file = cache_file("drawn", facts) if cache else None
+    workers = workers or thread_count()
+    _check_memory(2 * (train_size + test_size), img_shape, workers, stored=file is not None and file.exists())
     tasks: list[Task] = [
         (seed, split, label, index)
         for split, size in ((TRAIN, train_size), (DEV, test_size))
@@ -73,14 +77,13 @@ def get_drawn_set(
     ]
     notices: list[str] = []
     started = time.perf_counter()
-    file = cache_file("drawn", [RECIPE, tasks[0], train_size, test_size, img_shape, np.__version__, version("pillow")])
     n_x = img_shape[0] * img_shape[1] * 3
-    rows = load_rows(file, (len(tasks), n_x), notices) if cache else None
+    rows = load_rows(file, (len(tasks), n_x), notices) if file is not None else None
     timings = {"read": time.perf_counter() - started, "decode": 0.0}
     if rows is None:
-        rows = _draw_rows(tasks, img_shape, workers or thread_count(), progress)
+        rows = _draw_rows(tasks, img_shape, workers, progress)
         timings["decode"] = time.perf_counter() - started
-        rows = store_rows(file, rows) if cache else rows
+        rows = store_rows(file, rows) if file is not None else rows
     train, dev = rows[: 2 * train_size], rows[2 * train_size :]
     labels = np.array([[label for _, _, label, _ in tasks]], dtype=np.int64)
     return DataSet(
@@ -94,6 +97,13 @@ def get_drawn_set(
         timings=timings,
         notices=notices,
     )
+
+
+def _check_memory(m: int, img_shape: tuple[int, int], workers: int, stored: bool) -> None:
+    """Refuse m pictures that the memory cannot hold; those in the cache are mapped, and need none of it."""
+    n_x = img_shape[0] * img_shape[1] * 3
+    pixels = 0 if stored else m * n_x + workers * SCRATCH * n_x
+    check_memory(f"{m} drawings of {img_shape[0]}x{img_shape[1]} pixels", m * BYTES_PER_TASK + pixels)
 
 
 def drawn_name(seed: int = 0) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from catopt_xp.data.dataset import checked_whole
+
 SHUFFLES = ("epoch", "once", "none")
 _ORDER_STREAM = 1  # keeps these random numbers apart from those of weights and data splits with the same seed
 
@@ -18,7 +20,7 @@ def epoch_order(m: int, epoch: int, seed: int = 0, shuffle: str = "epoch") -> ND
     Returns a permutation of 0 .. m-1, shape (m,). It is a function of the arguments alone: nothing is kept
     between epochs, so a resumed run sees the orders of the run that it continues, and every device sees the
     same.
-    Raises ValueError for an unknown shuffle or a negative number.
+    Raises ValueError for an unknown shuffle, or for what is not a whole number from 0.
 
     >>> bool((epoch_order(100, epoch=3, seed=7) == epoch_order(100, epoch=3, seed=7)).all())
     True
@@ -27,9 +29,7 @@ def epoch_order(m: int, epoch: int, seed: int = 0, shuffle: str = "epoch") -> ND
     """
     if shuffle not in SHUFFLES:
         raise ValueError(f'shuffle: {shuffle!r} is not known; use "epoch", "once" or "none"')
-    for name, value in (("m", m), ("epoch", epoch), ("seed", seed)):
-        if value < 0:
-            raise ValueError(f"{name}: must not be negative, got {value}")
+    m, epoch, seed = (checked_whole(name, n, 0) for name, n in (("m", m), ("epoch", epoch), ("seed", seed)))
     if shuffle == "none":
         return np.arange(m, dtype=np.int64)
     # The list keeps one length: a seed sequence pads with zeros, so [seed, 1] would equal [seed, 1, 0].
@@ -43,16 +43,14 @@ def batches(m: int, batch_size: int, drop_last: bool = False) -> list[slice]:
     m: number of samples. batch_size: at least 1; beyond m it means m. drop_last: leave out a last batch that
     is shorter than the others (never the only one).
     Returns the slices in order; together they cover 0 .. m-1 once, unless the last is dropped.
-    Raises ValueError where m or batch_size is below 1.
+    Raises ValueError where m or batch_size is not a whole number from 1.
 
     >>> batches(10, 4)
     [slice(0, 4, None), slice(4, 8, None), slice(8, 10, None)]
     >>> batches(10, 4, drop_last=True)
     [slice(0, 4, None), slice(4, 8, None)]
     """
-    for name, value in (("m", m), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}: must be at least 1, got {value}")
+    m, batch_size = checked_whole("m", m, 1), checked_whole("batch_size", batch_size, 1)
     size = min(batch_size, m)
     stop = m - m % size if drop_last else m
     return [slice(start, min(start + size, m)) for start in range(0, stop, size)]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from catopt_xp.data.cache import cache_file, load_rows, load_skipped, store_rows
-from catopt_xp.data.dataset import DataSet, checked_img_shape, checked_size
+from catopt_xp.data.dataset import DataSet, check_on_error, checked_img_shape, checked_size, checked_whole
 from catopt_xp.data.decoding import decode_files, photograph_size, warn_of_skipped
 
 DEFAULT_SHAPE = (224, 224)
@@ -112,8 +112,9 @@ def get_photograph_set(
     names.
     Raises FileNotFoundError, NotADirectoryError or ValueError, naming folder or file.
     """
-    checked_size("train_size", train_size, 1)
-    checked_size("dev_size", dev_size, 0)
+    train_size, dev_size = checked_size("train_size", train_size, 1), checked_size("dev_size", dev_size, 0)
+    seed = checked_whole("seed", seed, 0)
+    check_on_error(on_error)
     root = Path(folder)
     started = time.perf_counter()
     listing = find_photographs(root, seed, dev_fraction)

@@ -5,6 +5,7 @@ Floor F2. `X` is (n_x, m) to the outside; in memory its transpose is the C-conti
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +44,7 @@ def make_resident(
     X = source.asarray(X)
     _check_shape(X, labels, n_x, name, labels_name)
     samples, notices = _sample_major(X, dtype, source, name)
-    _check_finite(samples, source, name)
+    notices += _check_values(samples, source, name)
     targets = check_labels(labels, output, units, dtype, labels_name)
     return ResidentSet(backend.asarray(samples), backend.asarray(targets), notices)
 
@@ -51,7 +52,7 @@ def make_resident(
 def _check_shape(X: Array, labels: np.ndarray[Any, Any], n_x: int | None, name: str, labels_name: str) -> None:
     if X.ndim != 2:
         raise ValueError(f"{name} has shape {tuple(X.shape)}; give (n_x, m), a sample in each column")
-    turned = f"; samples go in columns: pass {name}.T" if X.shape[0] == labels.shape[1] else ""
+    turned = f"; samples go in columns: pass {name}.T" if X.shape[0] in labels.shape else ""
     if X.shape[1] != labels.shape[1]:
         raise ValueError(f"{name} has {X.shape[1]} samples and {labels_name} has {labels.shape[1]}{turned}")
     if 0 in X.shape:
@@ -76,17 +77,25 @@ def _sample_major(X: Array, dtype: str, source: Backend, name: str) -> tuple[Arr
         notices.append(
             f"{name} was copied once into sample-major memory ({size:.0f} MB); a C-contiguous {name}.T is not"
         )
-    return source.xp.ascontiguousarray(samples, dtype=wanted), notices
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is named then
+        return source.xp.ascontiguousarray(samples, dtype=wanted), notices
 
 
-def _check_finite(samples: Array, source: Backend, name: str) -> None:
+def _check_values(samples: Array, source: Backend, name: str) -> list[str]:
+    """Refuses NaN and infinity, naming the first; says when numbers look like pixels that are not stored as such."""
     if str(samples.dtype).endswith("uint8"):
-        return
-    xp = source.xp
+        return []
+    xp, low, high = source.xp, math.inf, -math.inf
     for start in range(0, samples.shape[0], CHECK_ROWS):
-        part = xp.isfinite(samples[start : min(samples.shape[0], start + CHECK_ROWS), :])
-        if not bool(xp.all(part)):  # sync
-            row, column = (int(i[0]) for i in np.nonzero(~asnumpy(part)))
+        part = samples[start : min(samples.shape[0], start + CHECK_ROWS), :]
+        least, most = float(xp.min(part)), float(xp.max(part))  # sync
+        if not (math.isfinite(least) and math.isfinite(most)):
+            row, column = (int(i[0]) for i in np.nonzero(~np.isfinite(asnumpy(part))))
             raise ValueError(
                 f"{name} is not finite at feature {column}, sample {start + row}; replace NaN and infinity first"
             )
+        low, high = min(low, least), max(high, most)
+    if low >= 0.0 and 1.0 < high <= 255.0:
+        told = f"{name} runs from {low:g} to {high:g} and is taken as it is; pixels stored as uint8 are seen as X/255"
+        return [told]
+    return []

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.data.cache import one_line
-from catopt_xp.data.dataset import DataSet, checked_img_shape
+from catopt_xp.data.dataset import DataArgumentError, DataSet, check_on_error, checked_img_shape
 from catopt_xp.data.drawings import get_drawn_set
 from catopt_xp.data.photographs import DEFAULT_SHAPE, get_photograph_set
 
@@ -42,18 +42,25 @@ def load_data(
     progress: show a bar while photographs are decoded or drawings drawn; None: when stderr is a terminal.
     Returns a DataSet. Arrays are handed on as they are: their shapes and values are checked where they are
     trained.
-    Raises FileNotFoundError, ValueError or TypeError, naming file or argument.
+    Raises FileNotFoundError, ValueError or TypeError, naming file or argument; DataArgumentError, a ValueError,
+    where the arguments beside `data` cannot be meant or do not go with it.
 
     >>> load_data((np.zeros((3, 5)), np.ones((1, 5)))).name
     'arrays'
     """
+    check_on_error(on_error)
+    if isinstance(data, str) and not data:  # which Path would take for the current folder
+        raise DataArgumentError("data is empty; give a folder of photographs or an .npz file, or None for the drawings")
     if data is None:
         sizes = 1000 if train_size is None else train_size, 200 if dev_size is None else dev_size
         return get_drawn_set(img_shape or DEFAULT_SHAPE, *sizes, seed=seed, progress=progress)
     if isinstance(data, str | os.PathLike) and not _is_array_file(Path(data)):
         return get_photograph_set(data, img_shape, train_size, dev_size, seed, on_error=on_error, progress=progress)
     if train_size is not None or dev_size is not None:
-        raise ValueError("train_size, dev_size: apply to pictures only; cut arrays before you hand them over")
+        raise DataArgumentError(
+            "train_size, dev_size: apply to pictures only, as --train-size and --dev-size do; cut arrays before you"
+            " hand them over"
+        )
     if isinstance(data, str | os.PathLike):
         loaded = _load_npz(Path(data))
     elif isinstance(data, tuple | list) and len(data) in (2, 4):
@@ -66,7 +73,10 @@ def load_data(
         width, height = loaded.img_shape
         shape = np.shape(loaded.train_X)
         if shape[:1] != (width * height * 3,):
-            raise ValueError(f"img_shape: {width}x{height} RGB pictures have {width * height * 3} values, X is {shape}")
+            raise DataArgumentError(
+                f"img_shape: {width}x{height} RGB pictures have {width * height * 3} values, X is {shape}; give another"
+                " --img-shape, or none"
+            )
     return loaded
 
 
@@ -107,6 +117,8 @@ def _load_npz(path: Path) -> DataSet:
     for name, array in arrays.items():
         if array.dtype.kind not in "buif":
             raise ValueError(f"{path}: {name} must hold numbers, not {array.dtype}")
+        if name.endswith("X") and array.ndim != 2:
+            raise ValueError(f"{path}: {name} has shape {array.shape}; it must be (n_x, m), a sample in each column")
     return DataSet(
         arrays["X"],
         arrays["Y"],

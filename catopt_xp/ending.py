@@ -1,0 +1,207 @@
+"""How a command ends: errors and warnings as one line, the exit status, the command that resumes. Floor F5."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from catopt_xp.arguments import NAME
+from catopt_xp.data.dataset import DataArgumentError
+from catopt_xp.running import Interrupted
+
+DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+LOADING = "catopt_xp.data.sources"  # the module in which a run is, while its data are read, decoded or drawn
+
+
+class UsageError(Exception):
+    """Flags that cannot be meant; the message is one line."""
+
+
+class StdoutError(Exception):
+    """What is printed cannot be written, as on a full disk; the message is one line."""
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """What is wrong in here is wrong with the flags."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def end_failed(error: Exception) -> int:
+    """Says an error in one line on stderr, and returns the exit status that says whose it is."""
+    print(f"{NAME}: error: {one_line(error)}", file=sys.stderr)
+    if isinstance(error, StdoutError):
+        return leave_stdout()
+    return BAD_USAGE if isinstance(error, UsageError | DataArgumentError) else FAILED
+
+
+def end_interrupted(
+    interruption: KeyboardInterrupt, args: argparse.Namespace, started: float, prog: str, words: Sequence[str]
+) -> int:
+    """Says on stderr what an interruption left and how to go on, and returns the exit status.
+
+    `args`: the parsed flags, as far as there are any. `started`: when the command began, in seconds of time.time().
+    `prog`, `words`: what was typed.
+    """
+    for line in _about_interruption(interruption, args, started, prog, words):
+        print(line, file=sys.stderr)
+    return INTERRUPTED
+
+
+@contextmanager
+def termination_as_interruption() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, also where `train` does not look after it, as between two runs."""
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python takes no signals
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        # A handler that was not set from Python is None here, and cannot be put back: the default is.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
+
+
+def program_again(called: str) -> str:
+    """What runs this program again: its name where the shell finds it by that, else the path that it was called by."""
+    name = Path(called).name
+    found = shutil.which(name)
+    by_name = found is not None and os.path.exists(called) and os.path.samefile(found, called)
+    return command_line([name if by_name else called])
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Words as they are typed at a prompt, quoted where they have to be."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def _about_interruption(
+    interruption: KeyboardInterrupt, args: argparse.Namespace, started: float, prog: str, words: Sequence[str]
+) -> list[str]:
+    """Lines that say what was saved, where something was, and the exact command that goes on from there."""
+    command = getattr(args, "command", None)
+    if command not in ("train", "compare"):
+        return [f"{NAME}: interrupted"]
+    if any(frame.f_globals.get("__name__") == LOADING for frame, _ in traceback.walk_tb(interruption.__traceback__)):
+        return [f"{NAME}: interrupted, nothing was trained"]
+    if isinstance(interruption, Interrupted):
+        saved, where = interruption.checkpoint, f" in epoch {interruption.epoch}"
+    else:  # at once, at the second Ctrl-C, or between two runs of a comparison
+        saved, where = _saved_since(started, args), ""
+    first = f"{NAME}: interrupted{where}; saved {saved}" if saved else f"{NAME}: interrupted{where}"
+    if command == "compare":  # it finds by itself what its folder holds
+        return [first, f"to resume: {prog} {command_line(words)}"]
+    if saved is None:
+        return [f"{first}, nothing was saved"]
+    words = [*_without(words, "--recover-from"), "--recover-from", str(saved)]
+    return [first, f"to resume: {prog} {command_line(words)}"]
+
+
+def _saved_since(started: float, args: argparse.Namespace) -> Path | None:
+    """The checkpoint of `train`, if it was written since then."""
+    file = args.save_dir / f"{getattr(args, 'model_name', '')}_latest.npz"
+    return file if file.exists() and file.stat().st_mtime >= started else None
+
+
+def _without(words: Sequence[str], flag: str) -> list[str]:
+    """The words without a flag and its value, however they are written.
+
+    >>> _without(["train", "--recover-from", "a", "--seed", "1", "--recover-from=b"], "--recover-from")
+    ['train', '--seed', '1']
+    """
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == flag:
+            next(rest, None)
+        elif not word.startswith(f"{flag}="):
+            kept.append(word)
+    return kept
+
+
+def one_line(error: Exception) -> str:
+    """An error as one line; the kind of error too, where its text was not written for the user."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, MemoryError):
+        text = f"out of memory{f' ({error})' * bool(str(error))}: choose a smaller --img-shape, --train-size,"
+        text += " --hidden or --batch-size"
+    else:
+        text = str(error)
+    ours = (
+        UsageError | StdoutError | ValueError | OSError | RuntimeError | ImportError | FloatingPointError | MemoryError
+    )
+    told = text if isinstance(error, ours) and text else f"{type(error).__name__}: {text} (--debug shows where)"
+    return plain(" ".join(told.split()))
+
+
+def plain(text: str) -> str:
+    r"""The text with what cannot be printed escaped: it neither breaks a line nor moves the cursor.
+
+    >>> print(plain("two\nlines"))
+    two\nlines
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """In place of warnings.showwarning: one line, without the place in the source."""
+    print(f"{NAME}: warning: {plain(' '.join(str(message).split()))}", file=file or sys.stderr)
+
+
+class Stdout:
+    """A stream whose errors say that they are of stdout; a reader that leaves stays a BrokenPipeError."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return int(self._told(self._stream.write, text))
+
+    def flush(self) -> None:
+        self._told(self._stream.flush)
+
+    def _told(self, call: Callable[..., Any], *arguments: str) -> Any:
+        try:
+            return call(*arguments)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise StdoutError(f"stdout cannot be written ({error.strerror or error})") from error
+
+
+def leave_stdout() -> int:
+    """Nobody takes what is printed: nothing is left to say, and Python's own flush at exit must not say that either."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return FAILED
