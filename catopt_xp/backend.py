@@ -19,7 +19,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from catopt_xp.devices import DeviceReport, ProbeResult, make_report, probe_gpu
+from catopt_xp.devices import (
+    DeviceError,
+    DeviceFallbackWarning,
+    DeviceReport,
+    ProbeResult,
+    fall_back,
+    make_report,
+    probe_gpu,
+)
 from catopt_xp.machine import host_free_memory
 from catopt_xp.threads import Result, run_tasks, single_threaded_products
 from catopt_xp.timers import CudaTimer, Timer
@@ -35,11 +43,9 @@ __all__ = [
     "Timer",
     "asnumpy",
     "backend_of",
-    "caller_stacklevel",
     "device_report",
     "get_array_module",
     "get_backend",
-    "is_strict_device",
 ]
 
 Array: TypeAlias = Any
@@ -297,14 +303,6 @@ def _elementwise_kernel(xp: Any, name: str, inputs: str, outputs: str, body: str
     return xp.ElementwiseKernel(inputs, outputs, body, name)
 
 
-class DeviceFallbackWarning(UserWarning):
-    """A GPU was asked for and the CPU is used; the text names the cause and the cure."""
-
-
-class DeviceError(RuntimeError):
-    """A GPU was asked for, cannot be used, and the caller allows no fallback to the CPU."""
-
-
 def get_backend(device: str | Backend = "auto", strict_device: bool | None = None) -> Backend:
     """The backend of a device.
 
@@ -333,22 +331,8 @@ def get_backend(device: str | Backend = "auto", strict_device: bool | None = Non
     backend, failure = _resolve(device)
     if failure is None:
         return backend
-    message = f"{backend.reason}. To use it: {failure.cure}."
-    if is_strict_device(strict_device):
-        raise DeviceError(message)
-    warnings.warn(f"{message} Running on the CPU.", DeviceFallbackWarning, stacklevel=caller_stacklevel())
+    fall_back(f"{backend.reason}. To use it: {failure.cure}.", strict_device)
     return backend
-
-
-def is_strict_device(strict_device: bool | None) -> bool:
-    """Whether a device that cannot be used is an error: as given, else as the environment says.
-
-    >>> is_strict_device(True)
-    True
-    """
-    if strict_device is None:
-        return os.environ.get("CATOPT_XP_STRICT_DEVICE", "0") not in ("", "0")
-    return strict_device
 
 
 def _resolve(device: Any) -> tuple[Backend, ProbeResult | None]:
@@ -378,15 +362,6 @@ def _import_cupy() -> Any:
         warnings.simplefilter("ignore")
         import cupy
     return cupy
-
-
-def caller_stacklevel() -> int:
-    """The ``stacklevel`` with which a warning of the calling function points outside this package."""
-    package = os.path.dirname(__file__) + os.sep
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def device_report() -> DeviceReport:

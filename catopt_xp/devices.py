@@ -5,8 +5,11 @@ Floor F0. Nothing here imports CuPy: :mod:`catopt_xp.backend` hands the module i
 
 from __future__ import annotations
 
+import os
 import platform
+import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +27,35 @@ from catopt_xp.machine import (
 
 INSTALL = 'pip install "catopt-xp[cuda12x]" (or "catopt-xp[cuda13x]" with an NVIDIA driver of 580 or newer)'
 INSPECT = "look at the output of nvidia-smi and compare the versions in catopt_xp.device_report()"
+
+
+class DeviceFallbackWarning(UserWarning):
+    """A GPU was asked for and the CPU is used; the text names the cause and the cure."""
+
+
+class DeviceError(RuntimeError):
+    """A GPU was asked for, cannot be used, and the caller allows no fallback to the CPU."""
+
+
+def fall_back(message: str, strict_device: bool | None) -> None:
+    """Says that the CPU is used instead of the GPU that was asked for, at the line that asked.
+
+    Args:
+        message: cause and cure, one or two sentences.
+        strict_device: True makes it an error; None means True where CATOPT_XP_STRICT_DEVICE is set, and not to 0.
+
+    Raises:
+        DeviceError: strict.
+    """
+    if strict_device is None:
+        strict_device = os.environ.get("CATOPT_XP_STRICT_DEVICE", "0") not in ("", "0")
+    if strict_device:
+        raise DeviceError(message)
+    package = os.path.dirname(__file__) + os.sep
+    frame, level = sys._getframe(0), 1  # level 1 is this function
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(f"{message} Running on the CPU.", DeviceFallbackWarning, stacklevel=level)
 
 
 @dataclass(frozen=True)

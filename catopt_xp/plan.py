@@ -7,7 +7,6 @@ import os
 import secrets
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,10 @@ from tqdm import tqdm
 
 from catopt_xp.backend import (
     Backend,
-    DeviceError,
-    DeviceFallbackWarning,
     NumpyBackend,
     asnumpy,
     backend_of,
-    caller_stacklevel,
     get_backend,
-    is_strict_device,
 )
 from catopt_xp.batch_size import SMALL_SET, choose, measure, rule_of_thumb
 from catopt_xp.callbacks import Callback
@@ -33,6 +28,7 @@ from catopt_xp.data import DataSet, load_data
 from catopt_xp.data.drawings import drawn_name
 from catopt_xp.data.order import SHUFFLES
 from catopt_xp.data.resident import ResidentSet, make_resident
+from catopt_xp.devices import fall_back
 from catopt_xp.engines import ENGINES
 from catopt_xp.files import remove_stale
 from catopt_xp.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
@@ -365,11 +361,8 @@ def _backend_for(plan: Plan, backend: Backend, model: BaseRegressionModel, datas
         cause = f"out of memory: the run needs {needed / 1e9:.2f} GB, {backend.free_memory() / 1e9:.2f} GB are free"
     if cause is None:
         return backend
-    if is_strict_device(plan.strict_device):
-        raise DeviceError(f"{backend.device} cannot be used: {cause}")
     if plan.device != "auto":
-        told = f"{backend.device} cannot be used: {cause}; training on the CPU"
-        warnings.warn(told, DeviceFallbackWarning, stacklevel=caller_stacklevel())
+        fall_back(f"{backend.device} cannot be used: {cause}.", plan.strict_device)
     return NumpyBackend(f"{backend.device} cannot be used: {cause}")
 
 
