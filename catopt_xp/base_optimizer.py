@@ -23,6 +23,9 @@ from catopt_xp.threads import deal
 # Elements per slice of an update on a CPU: the arrays of a slice stay in cache for the whole rule, and each operation
 # is long enough that threads seldom wait for one another.
 SLICE = 65536
+# A moment whose gradient has become 0 shrinks until it is subnormal and stays there, and a CPU works on such numbers
+# many times slower: every so many steps they are set to 0 (a GPU's kernels never form them).
+FLUSH_EVERY = 32
 CLIP_EPS = 1e-6  # keeps a zero gradient's norm from dividing by zero; PyTorch's value
 
 
@@ -183,7 +186,10 @@ class BaseOptimizer(abc.ABC):
                     gradient = gradient + self.l2 * weights
                 if self.weight_decay and decayed:
                     weights *= shrink
-                self.rule(backend.xp, weights, gradient, *(moment[part] for moment in moments), **scalars)
+                state = [moment[part] for moment in moments]
+                self.rule(backend.xp, weights, gradient, *state, **scalars)
+                if self.steps % FLUSH_EVERY == 0:
+                    flush_subnormals(backend.xp, state)
 
         slices = group.slices()
         tasks = backend.tasks if len(slices) >= backend.tasks else 1
@@ -289,6 +295,20 @@ class BaseOptimizer(abc.ABC):
             _Group(p, tuple(m[name] for m in moments), 0 if is_bias(name) else p.size)
             for name, p in self.param_dict.items()
         ]
+
+
+def flush_subnormals(xp: Any, arrays: Sequence[Array]) -> None:
+    """Sets to 0, in place, what is nearer to 0 than the dtype's smallest normal number.
+
+    >>> import numpy as np
+    >>> x = np.array([1e-40, -1e-40, 1e-30, 0.5], dtype=np.float32)
+    >>> flush_subnormals(np, [x])
+    >>> np.count_nonzero(x)
+    2
+    """
+    for x in arrays:
+        subnormal = xp.abs(x) < float(xp.finfo(x.dtype).smallest_normal)  # false for a NaN, which stays
+        x[...] = xp.where(subnormal, xp.zeros_like(x), x)
 
 
 def _number(owner: str, name: str, value: float, wanted: str) -> float:

@@ -588,3 +588,20 @@ def test_a_gradient_that_is_missing_is_named_and_counts_no_step() -> None:
     with pytest.raises(ValueError, match=r"^gradient: b0 is missing"):
         optimizer.update({"W0": np.zeros(1)})
     assert optimizer.steps == 0
+
+
+@pytest.mark.parametrize("kind", [Momentum, RMSProp, Adam])
+def test_moments_of_a_gradient_that_has_died_become_zero_and_not_subnormal(kind: Any) -> None:
+    p = {"W0": np.ones((2, 3), np.float32)}
+    optimizer = kind(p, 1e-3, **({"beta2": 0.5} if kind is Adam else {}))
+    optimizer.update({"W0": np.full((2, 3), 1e-3, np.float32)})
+    for _ in range(1500):
+        optimizer.update({"W0": np.zeros((2, 3), np.float32)})
+    assert not any(np.any(x) for name, x in optimizer.save().items() if "/" in name)
+
+
+def test_a_nan_in_a_moment_is_not_flushed_away() -> None:
+    optimizer = Momentum({"W0": np.ones(2)}, 1e-3)
+    for _ in range(64):
+        optimizer.update({"W0": np.array([np.nan, 1.0])})
+    assert np.isnan(optimizer.save()["v/W0"]).tolist() == [True, False]
