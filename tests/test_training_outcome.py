@@ -13,62 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from short_runs import N_X, RATES, Array, fit, flat, make_run, small_network, small_set
 
 from catopt_xp.backend import Backend, asnumpy
 from catopt_xp.callbacks import TrainState
 from catopt_xp.checkpoint import read_checkpoint
-from catopt_xp.network import BaseRegressionModel, DeepNetwork
+from catopt_xp.network import BaseRegressionModel
 from catopt_xp.optim import Adam
-from catopt_xp.plan import Plan, prepare
 from catopt_xp.running import Interrupted, Run
 from catopt_xp.saving import load_model
-from catopt_xp.training import TrainResult, train
-
-M, N_X = 60, 12
-RATES = {"gd": 0.05, "momentum": 0.05, "rmsprop": 0.01, "adam": 0.01}
-Array = np.ndarray[Any, Any]
-
-
-def small_set(m: int = M, seed: int = 0) -> tuple[Array, Array]:
-    """Pixels (n_x, m), sample-major, and labels: whether the first half of the features is brighter."""
-    X = np.random.default_rng(seed).integers(0, 256, (m, N_X), dtype=np.uint8).T
-    return X, (X[:6].mean(axis=0, keepdims=True) > X[6:].mean(axis=0, keepdims=True)).astype(np.int64)
-
-
-def arguments(**given: Any) -> dict[str, Any]:
-    """Those of a short, quiet run on the CPU; `given` override them."""
-    X, Y = small_set()
-    quiet: dict[str, Any] = {
-        "X": X,
-        "Y": Y,
-        "total_epoch": 3,
-        "batch_size": 16,
-        "save_dir": None,
-        "device": "cpu",
-    }
-    quiet |= {"verbose": False, "print_interval": 1}
-    if given.get("model") is None:
-        quiet["hidden"] = (6, 5)
-    return quiet | given
-
-
-def fit(**given: Any) -> TrainResult:
-    return train(**arguments(**given))
-
-
-def make_run(**given: Any) -> Run:
-    """The run that `train` would start, to look inside."""
-    bound = inspect.signature(train).bind(**arguments(**given))
-    bound.apply_defaults()
-    return Run(prepare(Plan(**bound.arguments)))
-
-
-def small_network(**options: Any) -> DeepNetwork:
-    return DeepNetwork([N_X, 6, 5, 1], ["relu", "relu", "sigmoid"], **options)
-
-
-def flat(model: BaseRegressionModel) -> Array:
-    return np.concatenate([x.ravel() for x in model.save().values()])
+from catopt_xp.training import TrainResult
 
 
 class Recorder:
