@@ -9,6 +9,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from catopt_xp.threads import deal, run_tasks, single_threaded_products
+from catopt_xp.training import train
 
 
 def blas_threads() -> set[int]:
@@ -80,3 +81,14 @@ def test_dealing_keeps_every_item_once_and_in_order(items: int, parts: int) -> N
     assert [x for share in shares for x in share] == list(range(items))
     assert len(shares) <= max(1, parts)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_training_gives_the_same_bits_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    X = np.random.default_rng(0).integers(0, 256, (40, 20_003), dtype=np.uint8).T
+    Y = np.arange(40).reshape(1, -1) % 2
+    weights = []
+    for threads in ("1", "2", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        result = train(X=X, Y=Y, batch_size=16, total_epoch=2, optimizer="adam", save_dir=None, verbose=False)
+        weights.append(result.model.save()["W0"].tobytes())
+    assert len(set(weights)) == 1
