@@ -161,15 +161,7 @@ def _add_train(parser: Parser) -> None:
     )
     _add_optimizer(parser)
     run = parser.add_argument_group("run")
-    run.add_argument(
-        "--epochs",
-        "--total-epoch",
-        dest="total_epoch",
-        type=count,
-        default=100,
-        metavar="N",
-        help="N epochs in all, counted from 0, those of a resumed run included (default: 100)",
-    )
+    _add_epochs(run, "N epochs in all, counted from 0, those of a resumed run included (default: 100)")
     run.add_argument(
         "--batch-size", type=batch_size, metavar="N", help=f"samples, or auto (default: 64; {FROM_CHECKPOINT})"
     )
@@ -293,19 +285,15 @@ def _add_predict(parser: Parser) -> None:
     _add_device(parser)
 
 
+def _add_epochs(group: argparse._ArgumentGroup, text: str) -> None:
+    group.add_argument("--epochs", "--total-epoch", dest="total_epoch", type=count, default=100, metavar="N", help=text)
+
+
 def _add_compare(parser: Parser) -> None:
     parser.add_argument("kind", choices=COMPARISONS, help="what differs between the runs")
     _add_data(parser)
     run = parser.add_argument_group("run")
-    run.add_argument(
-        "--epochs",
-        "--total-epoch",
-        dest="total_epoch",
-        type=count,
-        default=100,
-        metavar="N",
-        help="N epochs of every run, counted from 0 (default: 100)",
-    )
+    _add_epochs(run, "N epochs of every run, counted from 0 (default: 100)")
     run.add_argument("--stochastic", action="store_true", help="batch-size: a batch of 1 too; says how long it takes")
     run.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights and orders (default: 0)")
     run.add_argument(

@@ -55,7 +55,7 @@ def measure(
     """
     m, n_x = samples.shape
     fitting = backend.free_memory() // (2 * FLOAT_BYTES * n_x)
-    sizes = [size for size in (64, 128, 256, 512) if size <= min(m, fitting)]
+    sizes = [size for size in (SMALLEST, 2 * SMALLEST, 4 * SMALLEST, LARGEST) if size <= min(m, fitting)]
     return [_measure_one(size, model, optimizer, samples, targets, backend) for size in sizes]
 
 
@@ -70,7 +70,7 @@ def _measure_one(
     twin, its_optimizer = copy.deepcopy((model, optimizer))
     engine = PlainEngine(twin, its_optimizer, samples, targets, backend, Settings(size, drop_last=True))
     order = np.random.Generator(np.random.PCG64(0)).permutation(samples.shape[0])
-    steps, start, done = engine.steps(0, order), 0.0, 0
+    steps, done = engine.steps(0, order), 0
     next(steps)
     backend.synchronize()  # sync
     start = time.perf_counter()

@@ -118,8 +118,6 @@ class Plan:
             raise ValueError("Y or dev_X is given without X; pass X too")
         if self.X is not None and self.dev_X is None and self.dev_Y is not None:
             raise ValueError("dev_Y is given without dev_X; pass both")
-        if isinstance(self.data, DataSet):
-            self._refuse(("img_shape", "train_size", "dev_size"), "a source to load; the DataSet you pass is loaded")
         self._check_objects()
         if self.plot_mini_batch and self.save_dir is None:
             raise ValueError("plot_mini_batch draws into save_dir, which is None; give a folder")
@@ -253,8 +251,6 @@ def _check_data_given(plan: Plan, checkpoint: Checkpoint | None) -> None:
 
 
 def _dataset(plan: Plan, backend: Backend) -> DataSet:
-    if isinstance(plan.data, DataSet):
-        return plan.data
     source = plan.data if plan.X is None else (_array(plan.X, backend), plan.Y, _array(plan.dev_X, backend), plan.dev_Y)
     sizes = (plan.train_size, plan.dev_size)
     return load_data(source, plan.img_shape, *sizes, on_error=plan.on_error, progress=plan.progress)

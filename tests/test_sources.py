@@ -204,3 +204,10 @@ def test_importing_the_data_room_loads_no_pillow() -> None:
     code = "import sys, catopt_xp.data; sys.exit(any(name.split('.')[0] == 'PIL' for name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=60)
     assert done.returncode == 0
+
+
+def test_a_data_set_that_is_loaded_is_handed_on_and_left_alone() -> None:
+    given = DataSet(np.zeros((12, 2)), np.ones((1, 2)), name="mine")
+    loaded = load_data(given, img_shape=(2, 2))
+    assert (loaded.name, loaded.img_shape, given.img_shape) == ("mine", (2, 2), None)
+    assert loaded.train_X is given.train_X

@@ -82,8 +82,8 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"img_shape": (2, 3)}, DataArgumentError, "img_shape: 2x3 RGB pictures have 18 values"),
     (
         {"data": DataSet(X, Y), "X": None, "Y": None, "dev_size": 1},
-        ValueError,
-        "dev_size goes with a source to load",
+        DataArgumentError,
+        "train_size, dev_size: apply to pictures only",
     ),
     ({"X": X.T}, ValueError, "X has 12 samples and Y has 40; samples go in columns: pass X.T"),
     ({"X": X[:, :0], "Y": Y[:, :0]}, ValueError, "there is nothing to train on"),

@@ -5,6 +5,7 @@ Floor F2.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 import zipfile
@@ -18,7 +19,7 @@ from catopt_xp.data.dataset import DataArgumentError, DataSet, check_on_error, c
 from catopt_xp.data.drawings import get_drawn_set
 from catopt_xp.data.photographs import DEFAULT_SHAPE, get_photograph_set
 
-Source = str | os.PathLike[str] | tuple[Any, ...] | None
+Source = str | os.PathLike[str] | tuple[Any, ...] | DataSet | None
 
 
 def load_data(
@@ -33,7 +34,8 @@ def load_data(
     """Load the data of a run.
 
     data: None, the built-in drawn cats and dogs; a folder of photographs (see `get_photograph_set`); an .npz
-    file with X, Y and, if there is a dev set, dev_X and dev_Y; or the arrays (X, Y) or (X, Y, dev_X, dev_Y).
+    file with X, Y and, if there is a dev set, dev_X and dev_Y; the arrays (X, Y) or (X, Y, dev_X, dev_Y); or a
+    DataSet, which is loaded already.
     X is (n_x, m), Y (1, m).
     img_shape: (width, height) in pixels, for pictures. train_size, dev_size: pictures per class; None is all
     photographs, or 1000 and 200 drawings. seed: of the drawings, and of the split where a folder has no test
@@ -63,11 +65,13 @@ def load_data(
         )
     if isinstance(data, str | os.PathLike):
         loaded = _load_npz(Path(data))
+    elif isinstance(data, DataSet):
+        loaded = dataclasses.replace(data)
     elif isinstance(data, tuple | list) and len(data) in (2, 4):
         loaded = DataSet(*data)
     else:
         what = f"{len(data)} arrays" if isinstance(data, tuple | list) else type(data).__name__
-        raise TypeError(f"data: a folder, an .npz file, (X, Y) or (X, Y, dev_X, dev_Y) expected, got {what}")
+        raise TypeError(f"data: a folder, an .npz file, (X, Y), (X, Y, dev_X, dev_Y) or a DataSet expected, got {what}")
     if img_shape is not None:
         loaded.img_shape = checked_img_shape(img_shape)
         width, height = loaded.img_shape
