@@ -59,6 +59,8 @@ if TYPE_CHECKING:  # what a type checker and an editor see; _HOME below is what 
     from catopt_xp.schedules import with_warmup as with_warmup
     from catopt_xp.training import TrainResult as TrainResult
     from catopt_xp.training import train as train
+    from catopt_xp.tuning import Tuning as Tuning
+    from catopt_xp.tuning import tune as tune
 
 _NAMES = {
     "averages": "ExponentialMovingAverage MovingAverage bias_correction exponential_moving_average moving_average",
@@ -77,6 +79,7 @@ _NAMES = {
     "schedules": "const_lr get_cosine_func get_exponential_func get_hyperbola_func get_sqrt_func get_staircase_func"
     " get_table_func with_warmup",
     "training": "TrainResult train",
+    "tuning": "Tuning tune",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -26,6 +26,7 @@ from catopt_xp.flag_values import (
     seed,
     shape,
     share,
+    sizes,
     whole,
 )
 from catopt_xp.functional import HIDDEN_ACTIVATIONS
@@ -140,14 +141,39 @@ def make_parser(prog: str) -> Parser:
     _add_predict(command("predict", "print the class of each image, and its probability"))
     text = "run one of the three comparisons: batch size, optimizers, learning-rate decay"
     _add_compare(command("compare", text, COMPARE, trains=True))
+    _add_tune(command("tune", "time real training steps at several batch sizes, and choose one"))
     _add_info(command("info", "print which device is used, why not the other one, and versions"))
     _add_plot(command("plot", "draw the history of a run, or compare several"))
     _add_paths(command("paths", "draw the optimizers' paths over a saddle point, a plateau and a valley"))
     return parser
 
 
+def _add_tune(parser: Parser) -> None:
+    _add_data(parser)
+    _add_network(parser)
+    _add_optimizer(parser)
+    group = parser.add_argument_group("sizes")
+    group.add_argument(
+        "--batch-sizes", type=sizes, default=(), metavar="N,N,...", help="measure these too, besides 64,128,256,512"
+    )
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights (default: 0)")
+    _add_device(parser, trains=True)
+    _add_output(parser)
+
+
 def _add_train(parser: Parser) -> None:
     _add_data(parser, resumes=True)
+    _add_network(parser)
+    _add_optimizer(parser)
+    run = parser.add_argument_group("run")
+    _add_epochs(run, "N epochs in all, counted from 0, those of a resumed run included (default: 100)")
+    _add_run(run)
+    _add_run_folder(parser)
+    _add_device(parser, trains=True)
+    _add_output(parser)
+
+
+def _add_network(parser: Parser) -> None:
     network = parser.add_argument_group("network")
     network.add_argument(
         "--hidden", type=layers, default=(30, 20, 20), metavar="N,N,...", help="hidden units (default: 30,20,20)"
@@ -159,9 +185,9 @@ def _add_train(parser: Parser) -> None:
     network.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="of the weights (default: float32)"
     )
-    _add_optimizer(parser)
-    run = parser.add_argument_group("run")
-    _add_epochs(run, "N epochs in all, counted from 0, those of a resumed run included (default: 100)")
+
+
+def _add_run(run: argparse._ArgumentGroup) -> None:
     run.add_argument(
         "--batch-size", type=batch_size, metavar="N", help=f"samples, or auto (default: 64; {FROM_CHECKPOINT})"
     )
@@ -188,9 +214,6 @@ def _add_train(parser: Parser) -> None:
         metavar="N",
         help=f"epochs between evaluations (default: 10; {FROM_CHECKPOINT})",
     )
-    _add_run_folder(parser)
-    _add_device(parser, trains=True)
-    _add_output(parser)
 
 
 def _add_run_folder(parser: Parser) -> None:
@@ -366,6 +389,12 @@ def _add_device(parser: Parser, trains: bool = False) -> None:
     )
     if trains:
         group.add_argument("--engine", choices=ENGINES, default="auto", help="how steps are made (default: auto)")
+        group.add_argument(
+            "--threads",
+            type=count,
+            metavar="N",
+            help="at most so many (default: OMP_NUM_THREADS or NUMBA_NUM_THREADS, else one per processor)",
+        )
 
 
 def _add_output(parser: Parser) -> None:

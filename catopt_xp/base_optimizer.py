@@ -151,15 +151,32 @@ class BaseOptimizer(abc.ABC):
     def update(self, grad_dict: Mapping[str, Array]) -> None:
         """One update with this gradient, read where it lies: `zero_grad, add_grad, step` without the copy."""
         gradients = _in_groups(grad_dict, self.param_dict)
-        self.steps += 1
-        scalars = self.scalars()
+        scalars = self.advance()
         clip = self._clip_factor(gradients)
         for group, gradient in zip(self._groups, gradients, strict=True):
-            backend = backend_of(group.parameter)
-            if backend.fuses and self._has_kernel:
-                self._update_fused(backend, group, gradient, scalars, clip)
-            else:
-                self._update_sliced(backend, group, gradient, scalars, clip)
+            self._update_group(group, gradient, scalars, clip)
+
+    def advance(self) -> dict[str, float]:
+        """Counts a step and returns its numbers: the first half of `update`, for an engine that updates by parts."""
+        self.steps += 1
+        return self.scalars()
+
+    def update_after(self, name: str, gradient: Parameters, scalars: dict[str, float]) -> None:
+        """Updates all parameters but the first, `name`, which an engine updates itself; without clipping.
+
+        `gradient`: of the layout of the parameters, which are a model's; `scalars`: what `advance` returned.
+        """
+        (group,) = self._groups
+        rest = slice(math.prod(gradient.shapes[name]), None)
+        others = _Group(group.parameter[rest], tuple(m[rest] for m in group.moments), group.decayed - rest.start)
+        self._update_group(others, gradient.flat[rest], scalars, None)
+
+    def _update_group(self, group: _Group, gradient: Array, scalars: dict[str, float], clip: Array | None) -> None:
+        backend = backend_of(group.parameter)
+        if backend.fuses and self._has_kernel:
+            self._update_fused(backend, group, gradient, scalars, clip)
+        else:
+            self._update_sliced(backend, group, gradient, scalars, clip)
 
     def _clip_factor(self, gradients: list[Array]) -> Array | None:
         """`min(1, clip_norm / norm)` over all gradients, 0-d, left on the device; None without clipping."""

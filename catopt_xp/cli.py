@@ -52,6 +52,7 @@ from catopt_xp.optim import make_optimizer
 from catopt_xp.plots import plot_comparison, plot_history, plot_mini_batch, plot_paths
 from catopt_xp.saving import Checkpoint
 from catopt_xp.training import TrainResult, train
+from catopt_xp.tuning import tune
 
 COPIES = 4  # of the parameters, that training keeps: themselves, the gradient and two moments
 # What a doctored or foreign checkpoint may raise where its parts are used.
@@ -115,18 +116,24 @@ def _parsed(words: Sequence[str], prog: str) -> argparse.Namespace:
 
 def run_train(args: argparse.Namespace) -> None:
     """Trains into a run folder: checkpoint, history and, with matplotlib, its figure."""
-    options = {option: getattr(args, flag) for flag, option in OPTIMIZER_OPTIONS.items()}
-    options = {option: value for option, value in options.items() if value is not None}
-    if args.recover_from is None or args.optimizer is not None:
-        with usage():  # refused before the data are loaded
-            weights = {"W0": np.zeros((1, 1), dtype=args.dtype)}
-            make_optimizer(args.optimizer or "adam", weights, args.learning_rate, **options)
+    options = _checked_options(args)
     if args.recover_from is None:
         _check_hidden(args)
     _remember(args)
     with _naming(args.data):
         result = train(optimizer_options=options, **_arguments(args))
     _write_results(result, args.save_dir / f"{args.model_name}_history.json", args.quiet)
+
+
+def _checked_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The optimizer's options that were given, refused before the data are loaded."""
+    options = {option: getattr(args, flag) for flag, option in OPTIMIZER_OPTIONS.items()}
+    options = {option: value for option, value in options.items() if value is not None}
+    if getattr(args, "recover_from", None) is None or args.optimizer is not None:
+        with usage():
+            weights = {"W0": np.zeros((1, 1), dtype=args.dtype)}
+            make_optimizer(args.optimizer or "adam", weights, args.learning_rate, **options)
+    return options
 
 
 def _remember(args: argparse.Namespace) -> None:
@@ -185,6 +192,20 @@ def run_compare(args: argparse.Namespace) -> None:
         raise UsageError("--stochastic goes with batch-size alone")
     with _naming(args.data):
         compare(**_arguments(args))
+
+
+def run_tune(args: argparse.Namespace) -> None:
+    """Prints samples per second at several batch sizes, and the one that `--batch-size auto` would take."""
+    options = _checked_options(args)
+    _check_hidden(args)
+    arguments = {name: value for name, value in _arguments(args).items() if value is not None}
+    sizes, told = arguments.pop("batch_sizes"), arguments.pop("verbose")
+    with _naming(args.data):
+        tuning = tune(sizes, optimizer_options=options, verbose=False, **arguments)
+    if told:
+        print(f"on {tuning.device}, engine {tuning.engine}, {tuning.m} samples")
+    print(tuning.table())
+    print(f"batch size {tuning.batch_size}: {tuning.reason}")
 
 
 def _arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -339,6 +360,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "evaluate": run_evaluate,
     "predict": run_predict,
     "compare": run_compare,
+    "tune": run_tune,
     "info": run_info,
     "plot": run_plot,
     "paths": run_paths,

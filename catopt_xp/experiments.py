@@ -92,6 +92,7 @@ def compare(
     device: str | Backend = "auto",
     strict_device: bool | None = None,
     engine: str = "auto",
+    threads: int | None = None,
     seed: int = 0,
     stochastic: bool = False,
     print_interval: int = 10,
@@ -141,6 +142,7 @@ def compare(
         "seed": seed,
         "device": backend,
         "engine": engine,
+        "threads": threads,
         "progress": progress,
         "verbose": verbose,
     }

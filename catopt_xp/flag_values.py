@@ -78,6 +78,11 @@ def file_name(text: str) -> str:
     return text
 
 
+def sizes(text: str) -> tuple[int, ...]:
+    """Batch sizes: "8,64"."""
+    return tuple(count(part) for part in text.split(","))
+
+
 def layers(text: str) -> tuple[int, ...]:
     """Units of the hidden layers: "30,20,20"; "none" for none."""
     if text == "none":

@@ -14,6 +14,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,14 +127,24 @@ def _processor_quota(proc: Path, cgroup: Path) -> float:
     return min(quotas)
 
 
+THREADS: ContextVar[int | None] = ContextVar("threads", default=None)
+"""What ``limited_threads`` says for its block."""
+
+
 def thread_count() -> int:
-    """Threads that this process should use: ``OMP_NUM_THREADS`` where it is set, else one per processor.
+    """Threads to use here: those of a surrounding ``limited_threads``, else by the environment, else one per processor.
+
+    Of the environment variables ``OMP_NUM_THREADS`` and ``NUMBA_NUM_THREADS`` the smaller one counts.
 
     >>> thread_count() >= 1
     True
     """
-    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return max(1, int(wanted)) if wanted.isdigit() else cpu_count()
+    limit = THREADS.get()
+    if limit is not None:
+        return limit
+    wanted = [os.environ.get(name, "").split(",")[0].strip() for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")]
+    numbers = [max(1, int(number)) for number in wanted if number.isdigit()]
+    return min(numbers) if numbers else cpu_count()
 
 
 def host_free_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -145,6 +145,7 @@ class DeepNetwork(BaseRegressionModel):
         self._classes = self.backend.asarray(np.arange(self.neuron_cnt[-1], dtype=np.int64).reshape(-1, 1))
         self._gradients: Parameters | None = None
         self._trace: _Trace | None = None
+        self._batch: Batch | None = None
 
     def _initialise(self) -> None:
         rng = np.random.Generator(np.random.PCG64(self.seed))
@@ -227,16 +228,27 @@ class DeepNetwork(BaseRegressionModel):
         """`forward` of the chosen rows of a sample-major set (m, n_x) that lies on this network's device."""
         count = rows.stop - rows.start if isinstance(rows, slice) else rows.shape[0]
         masks = self._dropout_masks(count) if train_mode and self.dropout else None
-        trace = self._propagate(Batch(self.backend, self._float, samples, rows, count), masks)
+        batch = Batch(self.backend, self._float, samples, rows, count)
+        trace = self._propagate(batch.times_weights(self.parameters["W0"]), masks)
         if train_mode:
-            self._trace = trace
+            self._trace, self._batch = trace, batch
         return trace.probabilities
 
-    def _propagate(self, batch: Batch, masks: list[Array] | None = None) -> _Trace:
+    def forward_from(self, Z: Array) -> Array:
+        """`forward` from the first layer's product on, for an engine that makes that product itself.
+
+        `Z`: `W0 X`, (units, m) in the network's dtype on its device, which is used up. Returns (n_out, m); keeps what
+        `backward_to` needs, and applies dropout.
+        """
+        masks = self._dropout_masks(Z.shape[1]) if self.dropout else None
+        self._trace = self._propagate(Z, masks)
+        return self._trace.probabilities
+
+    def _propagate(self, Z: Array, masks: list[Array] | None = None) -> _Trace:
+        """What follows on the first layer's product `Z` (units, m), which is used up."""
         xp, last = self.backend.xp, self.layers - 1
         outputs: list[Array] = []  # f_k(Z_k), what the derivative needs
         inputs: list[Array] = []  # the same after dropout, what the next layer sees
-        Z = batch.times_weights(self.parameters["W0"])  # (units, m)
         for k in range(last):
             Z += self.parameters[f"b{k}"]
             A = HIDDEN_ACTIVATIONS[self.activation_func[k]].forward(Z, xp)
@@ -244,7 +256,7 @@ class DeepNetwork(BaseRegressionModel):
             inputs.append(A if masks is None else A * masks[k])
             Z = xp.matmul(self.parameters[f"W{k + 1}"], inputs[-1])
         Z += self.parameters[f"b{last}"]
-        return _Trace(batch, outputs, inputs, masks, Z, self._output.forward(Z, xp))
+        return _Trace(outputs, inputs, masks, Z, self._output.forward(Z, xp))
 
     def backward(self, Y: Array) -> Array:
         """Gradients of the mean loss over the batch of the last `forward`; returns that loss, 0-d, on the device.
@@ -254,9 +266,22 @@ class DeepNetwork(BaseRegressionModel):
         the input is never formed. Raises RuntimeError without a forward pass in train mode, ValueError when Y is of
         another shape than that batch.
         """
+        batch = self._batch
+        if batch is None:
+            raise RuntimeError("backward: call forward(X, train_mode=True) first")
+        loss, dZ = self.backward_to(Y)
+        batch.weight_gradient(dZ, self.get_grad_dict()["W0"])
+        self._batch = None  # it holds the whole set
+        return loss
+
+    def backward_to(self, Y: Array) -> tuple[Array, Array]:
+        """`backward` as far as the first layer: the loss, and dZ (units, m) of that layer; W0's gradient is not made.
+
+        `Y` as for `backward`. Raises RuntimeError without a forward pass, ValueError when Y is of another shape.
+        """
         trace, xp = self._trace, self.backend.xp
         if trace is None:
-            raise RuntimeError("backward: call forward(X, train_mode=True) first")
+            raise RuntimeError("backward_to: call forward_from(Z) first")
         if self._gradients is None:
             self._gradients = self.parameters.zeros_like()
         gradients = self._gradients
@@ -270,9 +295,8 @@ class DeepNetwork(BaseRegressionModel):
                 dA *= trace.masks[k - 1]
             dZ = HIDDEN_ACTIVATIONS[self.activation_func[k - 1]].backward(dA, trace.outputs[k - 1], xp)
         gradients["b0"][...] = xp.sum(dZ, axis=1, keepdims=True)
-        trace.batch.weight_gradient(dZ, gradients["W0"])
-        self._trace = None  # it holds the batch, and through it the whole set
-        return self._output.loss(trace.logits, targets, xp)
+        self._trace = None
+        return self._output.loss(trace.logits, targets, xp), dZ
 
     def loss(self, Y: Any, Y_hat: Any) -> float:
         """Mean cross-entropy of probabilities, clipped at the dtype's eps so that 0 and 1 are finite.
@@ -311,7 +335,8 @@ class DeepNetwork(BaseRegressionModel):
         for start in range(0, m, EVALUATION_ROWS):
             rows = slice(start, min(m, start + EVALUATION_ROWS))
             count = rows.stop - rows.start
-            trace = self._propagate(Batch(self.backend, self._float, samples, rows, count))
+            batch = Batch(self.backend, self._float, samples, rows, count)
+            trace = self._propagate(batch.times_weights(self.parameters["W0"]))
             targets = self._targets(Y[:, rows], trace.logits)
             right = xp.sum(self.backend.asarray(self._is_right(trace.logits, targets), dtype=self._float))
             sums.append(xp.stack([right, self._output.loss(trace.logits, targets, xp) * count]))
@@ -358,7 +383,6 @@ def _probabilities(Y_hat: Any) -> tuple[Backend, Array]:
 class _Trace:
     """What a forward pass leaves for the backward pass."""
 
-    batch: Batch
     outputs: list[Array]
     inputs: list[Array]
     masks: list[Array] | None

@@ -71,6 +71,7 @@ class Plan:
     device: str | Backend
     strict_device: bool | None
     engine: str
+    threads: int | None
     seed: int
     shuffle: str
     drop_last: bool
@@ -99,7 +100,7 @@ class Plan:
         self.drop_last = bool(self.drop_last)
         self.hidden = tuple(_whole("hidden", units, 1) for units in np.atleast_1d(np.asarray(self.hidden)).tolist())
         self.callbacks = tuple(self.callbacks or ())
-        for name in ("checkpoint_every", "checkpoint_every_steps", "early_stopping"):
+        for name in ("checkpoint_every", "checkpoint_every_steps", "early_stopping", "threads"):
             if getattr(self, name) is not None:
                 setattr(self, name, _whole(name, getattr(self, name), 1))
         if self.batch_size != "auto":
@@ -397,7 +398,7 @@ def _batch_size(
         elif m < SMALL_SET:
             chosen, why = rule_of_thumb(m)
         else:
-            chosen, why = choose(measure(model, optimizer, train_set.samples, train_set.targets, backend))
+            chosen, why = choose(measure(plan.engine, model, optimizer, train_set, backend))
         return chosen, [f"batch size {chosen}: {why}"]
     wanted = int(plan.batch_size)
     if wanted > m:

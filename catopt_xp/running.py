@@ -14,6 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from catopt_xp.callbacks import Callback, EarlyStopping, TrainState
@@ -66,7 +67,7 @@ class Run:
         own: list[Callback] = [] if self.early_stopping is None else [self.early_stopping]
         self.callbacks: list[Callback] = [*own, *self.plan.callbacks]
         self.position = RunState()
-        self.environment = environment(job.backend, self.engine.name)
+        self.environment = environment(job.backend, self.engine.name, self.engine.versions())
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -91,10 +92,12 @@ class Run:
             # An overflow ends in a loss that is not finite, which is said with its epoch and step.
             with _Signals() as signals, np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 self._epochs(signals)
+            self.engine.settle()
             if self.early_stopping is not None and self.early_stopping.best is not None:
                 self.job.device_model.load(self.early_stopping.best)
                 self._say(f"the weights of epoch {self.early_stopping.best_epoch} were put back (early stopping)")
         finally:
+            self.engine.settle()
             self._copy_back()
 
     def _epochs(self, signals: _Signals) -> None:
@@ -113,6 +116,8 @@ class Run:
                 if evaluated:
                     self._evaluate(epoch)
                 state = TrainState(epoch, self.job.device_model, self.job.device_optimizer, self.history, evaluated)
+                if self.callbacks:
+                    self.engine.settle()
                 for callback in self.callbacks:
                     callback.on_epoch(state)
                 every = self.plan.checkpoint_every
@@ -130,11 +135,12 @@ class Run:
     def _epoch(self, epoch: int, signals: _Signals) -> None:
         """One pass over the set, from wherever a checkpoint left it."""
         engine, optimizer, place = self.engine, self.job.device_optimizer, self.position
-        order = epoch_order(engine.samples.shape[0], epoch, self.plan.seed, self.plan.shuffle)
+        order, following = (self._order(e) if e < self.plan.total_epoch else None for e in (epoch, epoch + 1))
+        assert order is not None
         optimizer.epoch = epoch
         learning_rate = optimizer.learning_rate
         started = time.perf_counter() - place.seconds
-        for done in engine.steps(epoch, order, place.batches):
+        for done in engine.steps(epoch, order, place.batches, following):
             if (signals.received or self._is_due(epoch, done)) and done < engine.batches:
                 losses, before = self._losses(place)[:done], time.perf_counter()
                 self._check_losses(epoch, learning_rate, losses)
@@ -149,6 +155,9 @@ class Run:
         seconds = time.perf_counter() - started
         self.position = RunState(epoch=epoch + 1)
         self._record(epoch, learning_rate, losses, seconds)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        return epoch_order(self.engine.samples.shape[0], epoch, self.plan.seed, self.plan.shuffle)
 
     def _is_due(self, epoch: int, done: int) -> bool:
         """Whether `checkpoint_every_steps` falls on the update that ended with batch `done` of this epoch."""
@@ -190,6 +199,7 @@ class Run:
 
     def _evaluate(self, epoch: int) -> None:
         with self._stage("evaluate"):
+            self.engine.settle()
             history, job = self.history, self.job
             accuracy, loss = job.device_model.evaluate_rows(job.train_set.samples, job.train_set.targets)
             if not np.isfinite(loss):  # an epoch's last update is seen by no mini-batch loss of it
@@ -212,6 +222,7 @@ class Run:
         if path is None:
             return
         with self._stage("save"):
+            self.engine.settle()
             history = dict(vars(self.history))
             place = self.position
             place.mini_batch_loss = np.asarray(history.pop("mini_batch_loss"), dtype=self.engine.loss_dtype)

@@ -39,9 +39,10 @@ class RunState:
     environment: dict[str, Any] = field(default_factory=dict)
 
 
-def environment(backend: Backend, engine: str) -> dict[str, str]:
+def environment(backend: Backend, engine: str, versions: Mapping[str, str] | None = None) -> dict[str, str]:
     """What has to be the same for a resumed run to have the same bits."""
-    return {"device": backend.device, "engine": engine, "machine": platform.machine(), **backend.versions()}
+    here = {"device": backend.device, "engine": engine, "machine": platform.machine()}
+    return here | backend.versions() | dict(versions or {})
 
 
 def save_run(

@@ -10,16 +10,17 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
-from catopt_xp.machine import thread_count
+from catopt_xp.machine import THREADS, thread_count
 
+MOST_THREADS = 256
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 
@@ -44,6 +45,24 @@ def run_tasks(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         return [*results, *itertools.chain.from_iterable(other.result() for other in others)]
 
 
+def run_workers(work: Callable[[int], None], workers: int) -> None:
+    """Runs `work(0)`, `work(1)`, … at once, on as many threads as this process may use and no more.
+
+    >>> seen = []
+    >>> run_workers(seen.append, 1)
+    >>> seen
+    [0]
+    """
+    workers = min(workers, thread_count())
+    others = [_pool(os.getpid()).submit(work, worker) for worker in range(1, workers)]
+    try:
+        work(0)  # in the calling thread
+    finally:
+        wait(others)
+    for other in others:
+        other.result()
+
+
 def deal(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
     """The items in at most `parts` runs of neighbours, of equal length but for one.
 
@@ -53,6 +72,26 @@ def deal(items: Sequence[Item], parts: int) -> list[Sequence[Item]]:
     parts = max(1, min(parts, len(items)))
     bounds = [len(items) * k // parts for k in range(parts + 1)]
     return [items[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+@contextmanager
+def limited_threads(count: int | None) -> Iterator[None]:
+    """A `with` block in which everything here, BLAS included, uses at most `count` threads; None changes nothing.
+
+    >>> with limited_threads(1):
+    ...     thread_count()
+    1
+    """
+    if count is None:
+        yield
+        return
+    token = THREADS.set(count)
+    try:
+        in_main = threading.current_thread() is threading.main_thread()
+        with _controller().limit(limits=count, user_api="blas") if in_main else nullcontext():
+            yield
+    finally:
+        THREADS.reset(token)
 
 
 def single_threaded_products() -> AbstractContextManager[Any]:
@@ -74,7 +113,8 @@ def _run_all(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
     # One pool for each process: threads do not survive a fork.
-    return ThreadPoolExecutor(thread_count(), thread_name_prefix=f"catopt_xp-{process}")
+    # Threads start when there is work for them, so the bound is one that nobody reaches.
+    return ThreadPoolExecutor(MOST_THREADS, thread_name_prefix=f"catopt_xp-{process}")
 
 
 @functools.cache

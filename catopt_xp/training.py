@@ -16,17 +16,23 @@ from catopt_xp.optim import BaseOptimizer
 from catopt_xp.plan import Plan, prepare
 from catopt_xp.running import Run
 from catopt_xp.schedules import Scheduler
+from catopt_xp.threads import limited_threads
 
 
 @dataclass
 class TrainResult:
-    """What `train` returns. `device` and `engine` say what ran, and why; `checkpoint` is the last file written."""
+    """What `train` returns.
+
+    `device`, `engine`: what ran; `engine_reason`: why that engine; `checkpoint`: the last file written; `notices`: what
+    was said besides.
+    """
 
     model: BaseRegressionModel
     optimizer: BaseOptimizer
     history: History
     device: str
     engine: str
+    engine_reason: str
     checkpoint: Path | None
     notices: list[str]
 
@@ -54,6 +60,7 @@ def train(
     device: str | Backend = "auto",
     strict_device: bool | None = None,
     engine: str = "auto",
+    threads: int | None = None,
     seed: int = 0,
     shuffle: str = "epoch",
     drop_last: bool = False,
@@ -91,7 +98,9 @@ def train(
         measures, so that the size may differ from machine to machine. `shuffle`: "epoch" (a new order every epoch),
         "once" or "none". `drop_last`: leave out a short last batch. `accumulate`: batches per update, whose gradients
         are averaged over their samples. `seed`: of weights, orders and dropout.
-        `device`, `strict_device`: as for `get_backend`. `engine`: "auto" or "plain".
+        `device`, `strict_device`: as for `get_backend`. `engine`: "auto", the fastest that can run this; "plain", the
+        formulas batch by batch; "panels", the fused step of a CPU (needs numba). `threads`: at most so many (None:
+        OMP_NUM_THREADS or NUMBA_NUM_THREADS where they are set, else one per processor).
     What is kept
         `save_dir`: folder of `{model_name}_latest.npz` (None: nothing is saved), written every `checkpoint_every`
         epochs (None: when evaluated), every `checkpoint_every_steps` steps, and at the end. `recover_from`: a
@@ -114,7 +123,8 @@ def train(
     ([0, 1, 2], 'cpu')
     """
     plan = Plan(**locals())  # exactly the parameters above
-    return _result(Run(prepare(plan)).train())
+    with limited_threads(plan.threads):
+        return _result(Run(prepare(plan)).train())
 
 
 def _result(run: Run) -> TrainResult:
@@ -124,6 +134,7 @@ def _result(run: Run) -> TrainResult:
         history=run.history,
         device=run.job.backend.device,
         engine=run.engine.name,
+        engine_reason=run.engine_reason,
         checkpoint=run.checkpoint,
         notices=run.job.notices,
     )

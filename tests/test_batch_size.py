@@ -20,6 +20,7 @@ from catopt_xp.batch_size import (
     measure,
     rule_of_thumb,
 )
+from catopt_xp.data.resident import ResidentSet
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import Adam
 from catopt_xp.training import train
@@ -86,7 +87,7 @@ def test_measuring_leaves_model_and_optimizer_as_they_were() -> None:
     model = DeepNetwork([12, 4, 1], ["relu", "sigmoid"])
     optimizer = Adam(model.save(), 1e-3)
     weights = model.save().flat.copy()
-    rows = measure(model, optimizer, samples, targets, NumpyBackend())
+    rows = measure("auto", model, optimizer, ResidentSet(samples, targets, []), NumpyBackend())
     assert [row.batch_size for row in rows] == [64, 128, 256]
     assert all(row.samples_per_second > 0 for row in rows)
     assert np.array_equal(model.save().flat, weights)

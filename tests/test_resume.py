@@ -15,6 +15,7 @@ import pytest
 
 from catopt_xp.callbacks import TrainState
 from catopt_xp.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.history import History
 from catopt_xp.network import DeepNetwork
@@ -81,20 +82,21 @@ class Crash(Exception):
 @pytest.fixture
 def crash_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
     """`crash_after(n, action)` calls `action` once a run has done n updates, before anything is saved."""
-    steps = PlainEngine.steps
+    whole = {kind: kind.steps for kind in (PlainEngine, PanelEngine)}
 
     def install(updates: int, action: Callable[[], None]) -> None:
         count = 0
 
         def counted(engine: PlainEngine, *arguments: Any) -> Any:
             nonlocal count
-            for done in steps(engine, *arguments):
+            for done in whole[type(engine)](engine, *arguments):
                 count += 1
                 if count == updates:
                     action()
                 yield done
 
-        monkeypatch.setattr(PlainEngine, "steps", counted)
+        for kind in whole:
+            monkeypatch.setattr(kind, "steps", counted)
 
     return install
 
@@ -124,6 +126,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shuffle once": {"shuffle": "once"},
     "drop last": {"drop_last": True},
     "float64": {"dtype": "float64"},
+    "plain engine": {"engine": "plain"},
 }
 
 
@@ -303,7 +306,7 @@ def edited(file: Path, edit: Callable[[dict[str, Any], dict[str, Any]], None]) -
     return write_checkpoint(file.with_name("edited.npz"), arrays, meta)
 
 
-@pytest.mark.parametrize(("key", "value"), [("device", "cuda:0"), ("engine", "panels"), ("numpy", "1.0")])
+@pytest.mark.parametrize(("key", "value"), [("device", "cuda:0"), ("engine", "another"), ("numpy", "1.0")])
 def test_a_checkpoint_of_another_device_or_engine_loads_with_a_notice(stopped: Path, key: str, value: str) -> None:
     other = edited(stopped, lambda arrays, meta: meta["run"]["environment"].update({key: value}))
     resumed = fit(None, recover_from=other)

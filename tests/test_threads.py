@@ -6,14 +6,15 @@ import threading
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
 
-from catopt_xp.threads import deal, run_tasks, single_threaded_products
+from catopt_xp.machine import thread_count
+from catopt_xp.threads import _controller, deal, limited_threads, run_tasks, run_workers, single_threaded_products
 from catopt_xp.training import train
 
 
 def blas_threads() -> set[int]:
-    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+    # Of the libraries that NumPy came with: numba brings SciPy's, which nothing here calls, whenever it likes.
+    return {pool["num_threads"] for pool in _controller().info() if pool["user_api"] == "blas"}
 
 
 def test_products_of_the_main_thread_have_one_thread_in_the_block_and_as_many_as_before_after_it() -> None:
@@ -92,3 +93,28 @@ def test_training_gives_the_same_bits_on_any_number_of_threads(monkeypatch: pyte
         result = train(X=X, Y=Y, batch_size=16, total_epoch=2, optimizer="adam", save_dir=None, verbose=False)
         weights.append(result.model.save()["W0"].tobytes())
     assert len(set(weights)) == 1
+
+
+def test_the_environment_and_a_block_limit_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert thread_count() == 5
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
+    assert thread_count() == 3
+    with limited_threads(None):
+        assert thread_count() == 3
+    with limited_threads(4):
+        assert thread_count() == 4
+        assert all(count <= 4 for count in blas_threads())
+        with limited_threads(1):
+            assert (thread_count(), blas_threads()) == (1, {1})
+        assert thread_count() == 4
+    assert thread_count() == 3
+
+
+def test_workers_all_run_and_an_error_of_one_comes_through() -> None:
+    seen: list[int] = []
+    with limited_threads(3):
+        run_workers(seen.append, 8)
+        assert sorted(seen) == [0, 1, 2]
+        with pytest.raises(ZeroDivisionError):
+            run_workers(lambda worker: 1 // (worker - 2), 3)

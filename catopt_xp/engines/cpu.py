@@ -1,0 +1,378 @@
+"""The panel engine on a CPU: one pass over the first layer's weights and moments makes a step. Floor F3.
+
+It computes what the plain engine computes, in another order of sums (`panels.py`, `lanes.py`). Needs numba, the `fast`
+extra; its compiled code is kept on disk, so only the first run on a machine waits for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from catopt_xp.backend import Array, Backend, NumpyBackend
+from catopt_xp.engines import lanes
+from catopt_xp.engines.lanes import (
+    GRADIENT_ROWS,
+    PRODUCT_ROWS,
+    PRODUCT_UNITS,
+    convert,
+    flush_subnormals,
+    gradient,
+    prefetch,
+    product,
+    register_rule,
+    restore,
+    take_number,
+    update,
+)
+from catopt_xp.engines.panels import PANEL, STRIP, STRIPS, Split, aligned_zeros, padded, tree_sum
+from catopt_xp.engines.plain import PlainEngine, Settings
+from catopt_xp.functional import pixel_scale
+from catopt_xp.network import DeepNetwork
+from catopt_xp.optim import Adam, BaseOptimizer, GradientDescent, Momentum, RMSProp
+from catopt_xp.threads import run_workers
+
+Rows = NDArray[np.int64]
+Floats = NDArray[Any]
+
+SAMPLES = 64  # of a batch, at a time: their strip as floats stays in the first cache
+STRIDE = STRIP + 16  # floats between two samples of a strip, and of a panel below: no power of two (`lanes.py`)
+PANEL_STRIDE = PANEL + 16
+LEVELS = 4  # sums of a task's tree that wait at a time: tasks have at most 8 panels
+LEAST_WORK = 2_000_000  # multiplications that pay for another thread
+AHEAD = 4 * STRIP  # columns between what is read and what is asked for
+
+# The numbers of each rule, in the order of `scalars()`. A class of their own each: it tells `update` which rule to run.
+GradientDescentNumbers = namedtuple("GradientDescentNumbers", ["lr"])
+MomentumNumbers = namedtuple("MomentumNumbers", ["rate", "beta", "alpha", "nesterov"])
+RMSPropNumbers = namedtuple("RMSPropNumbers", ["rate", "beta", "alpha", "c", "eps_in", "eps_out"])
+AdamNumbers = namedtuple("AdamNumbers", ["rate", "beta1", "alpha1", "beta2", "alpha2", "c2", "eps_in", "eps_out"])
+NUMBERS: dict[type[BaseOptimizer], Any] = {
+    GradientDescent: GradientDescentNumbers,
+    Momentum: MomentumNumbers,
+    RMSProp: RMSPropNumbers,
+    Adam: AdamNumbers,
+}
+for _optimizer, _numbers in NUMBERS.items():
+    register_rule(_numbers.__name__, _optimizer.moment_names, _optimizer.kernel)
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """The function compiled, kept on disk where some folder can be written, else anew in each process."""
+    # Kept code is found by name and by its own file's date; the name says what else it was made of.
+    sources = inspect.getsource(lanes) + "".join(optimizer.kernel for optimizer in NUMBERS)
+    function.__qualname__ += f"_{hashlib.sha256(sources.encode()).hexdigest()[:12]}"
+    options |= {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(function, cache=True, **options)
+    except RuntimeError:  # numba's word for "no folder to keep it in"
+        return njit(function, **options)
+
+
+@njit(nogil=True, error_model="numpy")
+def _fill(X: Any, row: int, column: int, x: Any, x0: int) -> None:
+    """A strip of one sample as floats; columns beyond the last are 0."""
+    if column + STRIP <= X.shape[1]:
+        convert(X, row * X.shape[1] + column, x, x0)
+        return
+    for j in range(STRIP):
+        x[x0 + j] = X[row, column + j] if column + j < X.shape[1] else 0
+
+
+def _work(
+    X: Any,
+    now: Any,
+    d: Any,
+    numbers: Any,
+    decay: Any,
+    W: Any,
+    moments: Any,
+    units: int,
+    following: Any,
+    Z: Any,
+    length: int,
+    counter: Any,
+    x: Any,
+    g: Any,
+    z: Any,
+) -> None:
+    """One worker's share of a pass over the panels: it takes task after task, until none is left.
+
+    X (m, n_x); now (n,), following (k,): row numbers, either may be empty; d (n, d_units) flat, scaled; W and moments
+    packed, flat; Z: for each task its sum of products, flat; length: panels in a task; x, g, z: room to work in.
+    """
+    before = flush_subnormals()
+    n_x, d_units = X.shape[1], padded_units(units)
+    strips = -(-n_x // STRIP)
+    panels = -(-strips // STRIPS)
+    across = -(-units // PRODUCT_UNITS)
+    size = -(-len(following) // PRODUCT_ROWS) * across * PRODUCT_ROWS * PRODUCT_UNITS
+    fresh = LEVELS * size  # where in z the present panel's product is; below it, those that wait
+    while True:
+        task = take_number(counter)
+        first_panel = task * length
+        if first_panel >= panels:
+            break
+        count = min(length, panels - first_panel)
+        for q in range(count):
+            first = (first_panel + q) * STRIPS
+            stop = min(first + STRIPS, strips)
+
+            # Gradient and update, strip by strip; of a large batch, the gradient's sum waits in g.
+            for a in range(0, len(now), SAMPLES):
+                n = min(SAMPLES, len(now) - a)
+                for s in range(first, stop):
+                    for i in range(n):
+                        prefetch(X, now[a + i] * n_x + s * STRIP + AHEAD, STRIP)
+                        _fill(X, now[a + i], s * STRIP, x, i * STRIDE)
+                    g0 = (s - first) * d_units * STRIP
+                    for h in range(0, d_units, GRADIENT_ROWS):
+                        gradient(d, a * d_units + h, d_units, x, 0, STRIDE, n, g, g0 + h * STRIP, a)
+                    if a + SAMPLES >= len(now):
+                        update(W, moments, s * units * STRIP, g, g0, units * STRIP, numbers, decay)
+
+            # The next batch's product with the fresh weights, some samples at a time.
+            for i in range(0, len(following), PRODUCT_ROWS):
+                for k in range(i, min(i + PRODUCT_ROWS, len(following))):
+                    if k + PRODUCT_ROWS < len(following):
+                        prefetch(X, following[k + PRODUCT_ROWS] * n_x + first * STRIP, (stop - first) * STRIP)
+                    for s in range(first, stop):
+                        _fill(X, following[k], s * STRIP, x, (k - i) * PANEL_STRIDE + (s - first) * STRIP)
+                for t in range(across):
+                    w0 = (first * units + t * PRODUCT_UNITS) * STRIP
+                    z0 = fresh + (i // PRODUCT_ROWS * across + t) * PRODUCT_ROWS * PRODUCT_UNITS
+                    product(x, 0, PANEL_STRIDE, W, w0, units * STRIP, stop - first, z, z0)
+
+            # The tree within the task, as one counts in binary: two sums of a level make one of the next.
+            level = 0
+            while (q >> level) & 1:
+                for j in range(size):
+                    z[fresh + j] += z[level * size + j]
+                level += 1
+            for j in range(size):
+                z[level * size + j] = z[fresh + j]
+        begun = False
+        for level in range(LEVELS):
+            if (count >> level) & 1:
+                for j in range(size):
+                    Z[task * size + j] = z[level * size + j] + (Z[task * size + j] if begun else 0)
+                begun = True
+    restore(before)
+
+
+@njit(nogil=True, error_model="numpy")
+def padded_units(units: int) -> int:
+    """Units rounded up to whole blocks of the gradient."""
+    return -(-units // GRADIENT_ROWS) * GRADIENT_ROWS
+
+
+_run_panels = _compiled(_work)
+
+
+class PanelEngine(PlainEngine):
+    """The steps of an epoch by passes over feature panels; arguments as for `PlainEngine`, within `unsupported`.
+
+    While it runs, W0 and its moments are kept packed by panel; `settle` writes them back.
+    """
+
+    name = "panels"
+
+    def __init__(
+        self,
+        model: DeepNetwork,
+        optimizer: BaseOptimizer,
+        samples: Array,
+        targets: Array,
+        backend: Backend,
+        settings: Settings,
+    ) -> None:
+        super().__init__(model, optimizer, samples, targets, backend, settings)
+        self.network = model
+        units, n_x = model.neuron_cnt[1], model.neuron_cnt[0]
+        self.split = Split(n_x, units)
+        self.dtype = np.dtype(model.dtype)
+        self.scale = self.dtype.type(pixel_scale(samples.dtype))
+        self._numbers = NUMBERS[type(optimizer)]
+        # Each array starts elsewhere within a page, lest their columns share one place of the cache; behind each is
+        # room for the units that a last block reads and does not use.
+        numbers, spare = self.split.strips * units * STRIP, PRODUCT_UNITS * STRIP
+        count = 1 + len(optimizer.moment_names)
+        self._state = [aligned_zeros(numbers + spare, self.dtype, skew=k * 21 * 64) for k in range(count)]
+        self._packed = False
+        self._following: Rows | None = None  # the rows whose product `_Z` is, with the weights as they are
+        self._Z: Floats | None = None
+        self._room: dict[int, tuple[Floats, Floats, Floats]] = {}
+        self._counter = np.zeros(1, dtype=np.int64)
+        self._d = aligned_zeros(max(self.lengths) * padded_units(units), self.dtype)
+
+    # --- steps ----------------------------------------------------------------------------------------------------
+
+    def steps(self, epoch: int, order: Rows, first: int = 0, following: Rows | None = None) -> Iterator[int]:
+        for k in range(first, self.batches):
+            if self.settings.schedule_by_step:
+                self.optimizer.epoch = epoch + k / self.batches
+            if k + 1 < self.batches:
+                after = order[self.slices[k + 1]]
+            else:
+                after = order[:0] if following is None else following[self.slices[0]]
+            with self.backend.single_threaded():
+                self._step((epoch, k), order[self.slices[k]], after)
+            yield k + 1
+
+    def _step(self, position: tuple[int, int], rows: Rows, following: Rows) -> None:
+        """One update, in the order of the design: dZ0 from the old weights, the rest of the net, then the panels."""
+        model, optimizer = self.network, self.optimizer
+        model.position = position
+        Z = self._product(rows)  # (units, n)
+        model.forward_from(Z)
+        loss, dZ = model.backward_to(self.targets[:, rows])  # (units, n)
+        scalars = optimizer.advance()
+        optimizer.update_after("W0", model.get_grad_dict(), scalars)
+        self._pass(rows, dZ, scalars, following)
+        self.losses[position[1]] = loss
+
+    def _product(self, rows: Rows) -> Floats:
+        """`W0 X` of the rows, (units, n): what the last pass left, or else the same by a pass without an update."""
+        if not self._packed:
+            self._pack()
+        if self._Z is None or self._following is None or not np.array_equal(self._following, rows):
+            nothing = np.zeros((self.split.units, 0), dtype=self.dtype)
+            self._pass(rows[:0], nothing, dict.fromkeys(self._numbers._fields, 1.0), rows)
+        assert self._Z is not None
+        return self._Z
+
+    def _pass(self, rows: Rows, dZ: Floats, scalars: dict[str, float], following: Rows) -> None:
+        """Gradient and update with dZ (units, n) of `rows`, and the product of the `following` ones."""
+        units, optimizer, n, k = self.split.units, self.optimizer, len(rows), len(following)
+        d = self._d[: n * padded_units(units)]
+        d.reshape(n, padded_units(units))[:, :units] = dZ.T * self.scale
+        decay: tuple[float, ...] = ()
+        if optimizer.l2 or optimizer.weight_decay:
+            decay = (optimizer.l2, 1.0 - optimizer.learning_rate * optimizer.weight_decay)
+        size = padded(k, PRODUCT_ROWS) * padded(units, PRODUCT_UNITS)
+        length = self.split.task_length(size)
+        tasks = -(-self.split.panels // length)
+        Z = np.empty((tasks, size), dtype=self.dtype)
+        self._counter[0] = 0
+        W, *moments = self._state
+        numbers = self._numbers(**scalars)
+        shared = (self.samples, rows, d, numbers, decay, W, tuple(moments), units, following, Z.reshape(-1))
+
+        def work(worker: int) -> None:
+            _run_panels(*shared, length, self._counter, *self._room_for(worker, size))
+
+        run_workers(work, min(tasks, 1 + units * self.split.n_x * (n + k + 8) // LEAST_WORK))
+        self._Z, self._following = None, None
+        if k:
+            blocks = tree_sum(Z).reshape(-1, padded(units, PRODUCT_UNITS) // PRODUCT_UNITS, PRODUCT_ROWS, PRODUCT_UNITS)
+            by_unit = blocks.transpose(1, 3, 0, 2).reshape(-1, padded(k, PRODUCT_ROWS))
+            self._Z, self._following = by_unit[:units, :k] * self.scale, following
+
+    def _room_for(self, worker: int, size: int) -> tuple[Floats, Floats, Floats]:
+        """Arrays for a worker to work in: samples as floats, a panel's gradient, products that wait for others."""
+        room = self._room.get(worker)
+        if room is None or len(room[2]) < (LEVELS + 1) * size:
+            x = aligned_zeros(max(SAMPLES * STRIDE, PRODUCT_ROWS * PANEL_STRIDE), self.dtype)
+            g = aligned_zeros(STRIPS * padded_units(self.split.units) * STRIP, self.dtype)
+            room = self._room[worker] = (x, g, aligned_zeros((LEVELS + 1) * size, self.dtype))
+        return room
+
+    # --- the packed state -------------------------------------------------------------------------------------------
+
+    def _arrays(self) -> list[tuple[Floats, Floats]]:
+        """W0 and each of its moments, as the model and the optimizer have it and packed."""
+        state = self.optimizer.save()
+        whole = [self.network.save()["W0"], *(state[f"{name}/W0"] for name in self.optimizer.moment_names)]
+        shape = (self.split.strips, self.split.units, STRIP)
+        numbers = self.split.strips * self.split.units * STRIP
+        return [(W, flat[:numbers].reshape(shape)) for W, flat in zip(whole, self._state, strict=True)]
+
+    def _pack(self) -> None:
+        for W, packed in self._arrays():
+            self.split.pack(W, packed)
+        self._packed, self._Z = True, None
+
+    def versions(self) -> dict[str, str]:
+        return {"numba": numba.__version__, "vector": f"{8 * lanes.VECTOR_BYTES} bits"}
+
+    def settle(self) -> None:
+        if self._packed:
+            for W, packed in self._arrays():
+                self.split.unpack(packed, W)
+            self._packed, self._Z = False, None
+
+
+# --- the check of a process ------------------------------------------------------------------------------------------
+
+
+def self_check(optimizer: BaseOptimizer, samples: str, dtype: str) -> str | None:
+    """What differs between this engine and the plain one on this machine, or None; milliseconds, once per process.
+
+    `optimizer`: of the kind and options to check; `samples`, `dtype`: names of the set's and the network's types. Three
+    steps with moments that are not 0 (a first step of Adam is lr*sign(g), whatever g's scale), on a ragged panel, with
+    batches of 5, 5 and 3 samples.
+    """
+    decays = bool(optimizer.l2), bool(optimizer.weight_decay)
+    modes = tuple(getattr(optimizer, name, None) for name in ("eps_mode", "nesterov", "correct_param"))
+    return _check(type(optimizer), decays, modes, samples, dtype)
+
+
+@functools.cache
+def _check(
+    kind: type[BaseOptimizer], decays: tuple[bool, bool], modes: tuple[Any, ...], samples: str, dtype: str
+) -> str | None:
+    rng = np.random.Generator(np.random.PCG64(0))
+    n_x, m = 2 * PANEL + STRIP + 5, 13
+    X = rng.integers(0, 256, (m, n_x)).astype(samples)  # (m, n_x)
+    if samples != "uint8":
+        X /= 255
+    Y = rng.integers(0, 2, (1, m)).astype(dtype)
+    names = ("eps_mode", "nesterov", "correct_param")
+    options = {name: mode for name, mode in zip(names, modes, strict=True) if mode is not None}
+    options |= {"l2": 1e-2 * decays[0], "weight_decay": 1e-2 * decays[1]}
+    engines: list[PlainEngine] = []
+    for make in (PlainEngine, PanelEngine):
+        model = DeepNetwork([n_x, 7, 3, 1], ["tanh", "relu", "sigmoid"], seed=1, dtype=dtype)
+        twin = kind(model.save(), 1e-2, **options)
+        state = twin.save()
+        draw = np.random.Generator(np.random.PCG64(1))
+        for key, moment in state.items():
+            if "/" in key:
+                moment[...] = 1e-3 * draw.random(moment.shape)
+        twin.steps = 3
+        engines.append(make(model, twin, X, Y, NumpyBackend(), Settings(batch_size=5)))
+    plain, panels = engines
+    order = np.arange(m)[::-1].copy()
+    for engine in engines:
+        for _ in engine.steps(0, order, following=order):
+            pass
+    assert isinstance(panels, PanelEngine)
+    assert panels._Z is not None
+    product = panels._Z * 1
+    panels.settle()
+    W = plain.model.save()["W0"]
+    pairs = {"Z0 of the next batch": (product, W @ (X[order[:5]] * pixel_scale(X.dtype)).astype(dtype).T)}
+    theirs, ours = (dict(engine.model.save()) | _moments(engine.optimizer) for engine in (plain, panels))
+    pairs |= {name: (ours[name], theirs[name]) for name in theirs}
+    bound = 2e-5 if dtype == "float32" else 1e-12
+    for name, (here, there) in pairs.items():
+        off = float(np.abs(here - there).max() / np.abs(there).max())
+        if not off <= bound:
+            return f"{name} differs by {off:.1e} of its size, {kind.__name__}, {dtype}"
+    return None
+
+
+def _moments(optimizer: BaseOptimizer) -> dict[str, Floats]:
+    return {key: x for key, x in optimizer.save().items() if "/" in key}
+
+
+__all__ = ["PanelEngine", "self_check"]
