@@ -209,8 +209,10 @@ class BaseOptimizer(abc.ABC):
                     flush_subnormals(backend.xp, state)
 
         slices = group.slices()
-        tasks = backend.tasks if len(slices) >= backend.tasks else 1
-        backend.run([partial(update, share) for share in deal(slices, tasks)])
+        if len(slices) < backend.tasks:
+            update(slices)
+        else:
+            backend.run([partial(update, share) for share in deal(slices, backend.tasks)])
 
     def _update_fused(
         self, backend: Backend, group: _Group, g: Array, scalars: dict[str, float], clip: Array | None

@@ -10,6 +10,7 @@ An engine is built for one run, on one device, and makes the steps of an epoch o
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import warnings
 
@@ -45,16 +46,18 @@ def choose_engine(
         obstacle = slower_with_panels(model, settings)
     if engine == "panels" and obstacle is not None:
         raise ValueError(f'engine "panels" cannot run this: {obstacle}; leave engine at "auto"')
-    if obstacle is None:
-        from catopt_xp.engines import cpu  # needs numba, which is optional
+    if obstacle is not None:
+        return PlainEngine(model, optimizer, samples, targets, backend, settings), obstacle
 
-        assert isinstance(model, DeepNetwork)
-        failure = cpu.self_check(optimizer, dtype_name(samples), model.dtype)
-        if failure is None:
-            why = "as asked" if engine == "panels" else "the fastest that can run this"
-            return cpu.PanelEngine(model, optimizer, samples, targets, backend, settings), why
-        obstacle = f"the panel engine failed its check: {failure}"
-        warnings.warn(f"{obstacle}; the plain engine runs instead, slower", RuntimeWarning, stacklevel=2)
+    from catopt_xp.engines import cpu  # needs numba, which is optional
+
+    assert isinstance(model, DeepNetwork)
+    failure = cpu.self_check(optimizer, samples, model.dtype)
+    if failure is None:
+        why = "as asked" if engine == "panels" else "the fastest that can run this"
+        return cpu.PanelEngine(model, optimizer, samples, targets, backend, settings), why
+    obstacle = f"the panel engine failed its check: {failure}"
+    warnings.warn(f"{obstacle}; the plain engine runs instead, slower", RuntimeWarning, stacklevel=2)
     return PlainEngine(model, optimizer, samples, targets, backend, settings), obstacle
 
 
@@ -81,8 +84,17 @@ def panel_obstacle(
         return f"the set is {dtype_name(samples)}, the network {model.dtype}"
     if not samples.flags.c_contiguous:
         return "the set's samples do not lie one after the other in memory"
+    return numba_obstacle()
+
+
+def numba_obstacle() -> str | None:
+    """What stands against numba here: it is absent, or it cannot be imported."""
     if importlib.util.find_spec("numba") is None:
         return f"{FAST} brings a faster one"
+    try:
+        importlib.import_module("numba")
+    except ImportError as error:  # such as a NumPy that is newer than this numba knows
+        return f"numba cannot be imported ({error}); {FAST} brings one that can, and with it a faster engine"
     return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import pickle
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -66,16 +67,29 @@ for _optimizer, _numbers in NUMBERS.items():
     register_rule(_numbers.__name__, _optimizer.moment_names, _optimizer.kernel)
 
 
-def _compiled(function: Callable[..., Any], **options: Any) -> Any:
-    """The function compiled, kept on disk where some folder can be written, else anew in each process."""
-    # Kept code is found by name and by its own file's date; the name says what else it was made of.
-    sources = inspect.getsource(lanes) + "".join(optimizer.kernel for optimizer in NUMBERS)
-    function.__qualname__ += f"_{hashlib.sha256(sources.encode()).hexdigest()[:12]}"
-    options |= {"nogil": True, "error_model": "numpy"}
-    try:
-        return njit(function, cache=True, **options)
-    except RuntimeError:  # numba's word for "no folder to keep it in"
-        return njit(function, **options)
+class _Compiled:
+    """A function compiled at its first call, and kept on disk; where that fails, compiled anew in each process."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        # Kept code is found by name and by its own file's date; the name says what else it was made of.
+        sources = inspect.getsource(lanes) + "".join(optimizer.kernel for optimizer in NUMBERS)
+        function.__qualname__ += f"_{hashlib.sha256(sources.encode()).hexdigest()[:12]}"
+        options = {"nogil": True, "error_model": "numpy"}
+        self._fresh = njit(function, **options)
+        try:
+            self._call = njit(function, cache=True, **options)
+        except RuntimeError:  # numba's word for "no folder to keep it in"
+            self._call = self._fresh
+
+    def __call__(self, *arguments: Any) -> None:
+        try:
+            self._call(*arguments)
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+            # A full disk, or damaged files of earlier runs: the function itself raises nothing, and has not begun.
+            if self._call is self._fresh:
+                raise
+            self._call = self._fresh
+            self._call(*arguments)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -175,7 +189,7 @@ def padded_units(units: int) -> int:
     return -(-units // GRADIENT_ROWS) * GRADIENT_ROWS
 
 
-_run_panels = _compiled(_work)
+_run_panels = _Compiled(_work)
 
 
 class PanelEngine(PlainEngine):
@@ -314,27 +328,33 @@ class PanelEngine(PlainEngine):
 # --- the check of a process ------------------------------------------------------------------------------------------
 
 
-def self_check(optimizer: BaseOptimizer, samples: str, dtype: str) -> str | None:
+def self_check(optimizer: BaseOptimizer, samples: Array, dtype: str) -> str | None:
     """What differs between this engine and the plain one on this machine, or None; milliseconds, once per process.
 
-    `optimizer`: of the kind and options to check; `samples`, `dtype`: names of the set's and the network's types. Three
-    steps with moments that are not 0 (a first step of Adam is lr*sign(g), whatever g's scale), on a ragged panel, with
-    batches of 5, 5 and 3 samples.
+    `optimizer`: of the kind and options to check; `samples`: the set, of which only the type counts; `dtype`: the name
+    of the network's. Three steps with moments that are not 0 (a first step of Adam is lr*sign(g), whatever g's scale),
+    on a ragged panel, with batches of 5, 5 and 3 samples.
     """
     decays = bool(optimizer.l2), bool(optimizer.weight_decay)
     modes = tuple(getattr(optimizer, name, None) for name in ("eps_mode", "nesterov", "correct_param"))
-    return _check(type(optimizer), decays, modes, samples, dtype)
+    return _check(type(optimizer), decays, modes, str(samples.dtype), samples.flags.writeable, dtype)
 
 
 @functools.cache
 def _check(
-    kind: type[BaseOptimizer], decays: tuple[bool, bool], modes: tuple[Any, ...], samples: str, dtype: str
+    kind: type[BaseOptimizer],
+    decays: tuple[bool, bool],
+    modes: tuple[Any, ...],
+    samples: str,
+    writeable: bool,
+    dtype: str,
 ) -> str | None:
     rng = np.random.Generator(np.random.PCG64(0))
     n_x, m = 2 * PANEL + STRIP + 5, 13
     X = rng.integers(0, 256, (m, n_x)).astype(samples)  # (m, n_x)
     if samples != "uint8":
         X /= 255
+    X.setflags(write=writeable)  # to numba, an array that cannot be written is another type: one is compiled, not both
     Y = rng.integers(0, 2, (1, m)).astype(dtype)
     names = ("eps_mode", "nesterov", "correct_param")
     options = {name: mode for name, mode in zip(names, modes, strict=True) if mode is not None}

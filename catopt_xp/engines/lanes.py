@@ -133,21 +133,20 @@ class _Code:
         every_lane = ir.Constant(ir.IntType(16), -1)
         return self.call(f"llvm.x86.avx512.{name}.ps.512", x, self.constant(0.0), every_lane)
 
-    def _within(self, x: Any) -> Any:
-        """x, moved into the normal numbers; a NaN stays."""
-        builder, low, high = self.builder, self.constant(SMALLEST), self.constant(LARGEST)
-        x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
-        return builder.select(builder.fcmp_ordered(">", x, high), high, x)
-
     def sqrt(self, x: Any) -> Any:
-        """The root, to about one unit in the last place: an estimate and one Newton step, `q += q/2 * (1 - q*r)`."""
+        """The root, to about one unit in the last place: an estimate and one Newton step, `q += q/2 * (1 - q*r)`.
+
+        Of infinity it is the largest number, whose inverse is as good as 0; of a NaN it is NaN.
+        """
         if not self._estimates:
             return self.call(f"llvm.sqrt.v{self.lanes}f{self.bits}", x)
-        x = self._within(x)
+        builder, low, high = self.builder, self.constant(SMALLEST), self.constant(LARGEST)
         r = self._estimate("rsqrt14", x)  # about 1/sqrt(x)
-        q = self.builder.fmul(x, r)
-        rest = self.multiply_add(self.builder.fneg(q), r, self.constant(1.0))
-        return self.multiply_add(self.builder.fmul(q, self.constant(0.5)), rest, q)
+        q = builder.fmul(x, r)
+        rest = self.multiply_add(builder.fneg(q), r, self.constant(1.0))
+        q = self.multiply_add(builder.fmul(q, self.constant(0.5)), rest, q)
+        q = builder.select(builder.fcmp_ordered("<", x, low), self.constant(0.0), q)  # there r is infinite
+        return builder.select(builder.fcmp_ordered(">", x, high), high, q)
 
     def divide(self, a: Any, b: Any) -> Any:
         """a/b, to about one unit in the last place, for a normal b: an estimate of 1/b and one Newton step."""
