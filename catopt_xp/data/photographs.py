@@ -20,7 +20,7 @@ from catopt_xp.data.dataset import DataSet, check_on_error, checked_img_shape, c
 from catopt_xp.data.decoding import decode_files, photograph_size, warn_of_skipped
 
 DEFAULT_SHAPE = (224, 224)
-RECIPE = 1  # a change in how photographs are decoded takes the next number, so that no old cache file is read
+RECIPE = 2  # a change in how photographs are decoded takes the next number, so that no old cache file is read
 ENDINGS = (".jpg", ".jpeg", ".png")
 _FLAT_NAME = re.compile(r"([^.]+)\.\d+\.[^.]+")  # cat.0.jpg
 _SPLIT_STREAM = 2  # keeps these random numbers apart from those of weights and row orders with the same seed
