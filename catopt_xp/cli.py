@@ -23,8 +23,10 @@ from typing import Any, NoReturn, TextIO, cast
 
 import numpy as np
 
-from catopt_xp.arguments import NAME, OPTIMIZER_OPTIONS, REMEMBERED, parse_words
+from catopt_xp.arguments import OPTIMIZER_OPTIONS, REMEMBERED, parse_words
 from catopt_xp.backend import Backend, device_report, get_backend
+from catopt_xp.bench import table
+from catopt_xp.bench.workload import Workload
 from catopt_xp.checkpoint import CheckpointError
 from catopt_xp.data import decode_images, load_data
 from catopt_xp.data.dataset import check_memory, checked_img_shape
@@ -46,10 +48,12 @@ from catopt_xp.ending import (
     usage,
 )
 from catopt_xp.experiments import SURFACES, compare, optimizer_paths
+from catopt_xp.flag_groups import NAME
 from catopt_xp.history import History
+from catopt_xp.machine import thread_count
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import make_optimizer
-from catopt_xp.plots import plot_comparison, plot_history, plot_mini_batch, plot_paths
+from catopt_xp.plots import plot_benchmark, plot_comparison, plot_history, plot_mini_batch, plot_paths
 from catopt_xp.saving import Checkpoint
 from catopt_xp.training import TrainResult, train
 from catopt_xp.tuning import tune
@@ -317,6 +321,28 @@ def _damaged(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
     return CheckpointError(f"{checkpoint.path}: {told}; the file is damaged or foreign")
 
 
+def run_bench(args: argparse.Namespace) -> None:
+    """Times ours and others on the same work; writes a table as JSON and, with matplotlib, as a figure."""
+    sizes, contenders, rounds, seconds = table.BATCH_SIZES, table.ALL_CONTENDERS, table.ROUNDS, table.SECONDS
+    if args.quick:
+        sizes, contenders = table.QUICK_BATCH_SIZES, table.QUICK_CONTENDERS
+        rounds, seconds = table.QUICK_ROUNDS, table.QUICK_SECONDS
+    with usage():
+        work = Workload(n_x=args.n_x, m=args.samples, optimizer=args.optimizer)
+        named = args.batch_sizes or sizes, args.contenders or contenders
+        plan = table.Plan(work, args.threads or thread_count(), *named, rounds, seconds)
+    args.save_dir.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is said before minutes of work
+    results = table.run_table(plan, lambda text: print(text, flush=True))
+    file = table.write_table(results, args.save_dir)
+    print(f"results: {file}")
+    figure = file.with_suffix(".png")
+    try:
+        plot_benchmark(results, figure)
+        print(f"figure: {figure}")
+    except ImportError as error:
+        warnings.warn(f"no figure was drawn: {error}", stacklevel=2)
+
+
 def run_info(args: argparse.Namespace) -> None:
     """Prints the device report."""
     report = device_report()
@@ -361,6 +387,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "predict": run_predict,
     "compare": run_compare,
     "tune": run_tune,
+    "bench": run_bench,
     "info": run_info,
     "plot": run_plot,
     "paths": run_paths,

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from catopt_xp.arguments import NAME
 from catopt_xp.data.dataset import DataArgumentError
+from catopt_xp.flag_groups import NAME
 from catopt_xp.running import Interrupted
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130

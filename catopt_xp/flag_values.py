@@ -78,16 +78,21 @@ def file_name(text: str) -> str:
     return text
 
 
-def sizes(text: str) -> tuple[int, ...]:
-    """Batch sizes: "8,64"."""
-    return tuple(count(part) for part in text.split(","))
-
-
 def layers(text: str) -> tuple[int, ...]:
     """Units of the hidden layers: "30,20,20"; "none" for none."""
     if text == "none":
         return ()
     return tuple(count(part) for part in text.split(","))
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Whole numbers of at least 1: "8,64"."""
+    return tuple(count(part) for part in text.split(","))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names, none twice: "panels,plain"."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
 def shape(text: str) -> tuple[int, int]:

@@ -198,6 +198,45 @@ def plot_paths(panels: Sequence[Mapping[str, Any]], path: PathLike | None = None
     return _saved(figure, path)
 
 
+def plot_benchmark(results: Mapping[str, Any], path: PathLike | None = None) -> Any:
+    """Seconds per epoch against batch size, a line for each contender and one for the floor, both axes logarithmic.
+
+    `results`: what `catopt-xp bench` measured, or its JSON read back. `path`, returns and raises: as `plot_history`;
+    ValueError too when there are no rows.
+
+    >>> row = {"batch_size": 64, "floor_seconds": 0.2, "contenders": {"plain": {"seconds_per_epoch": 0.8}}}
+    >>> axes = plot_benchmark({"rows": [row]}).axes[0]
+    >>> [line.get_label() for line in axes.lines]
+    ['plain', 'floor']
+    """
+    rows = sorted(results.get("rows", []), key=lambda row: row["batch_size"])
+    if not rows:
+        raise ValueError("plot_benchmark: there are no rows; give the results of a benchmark")
+    figure = _new_figure(8.0, 5.5)
+    axes = figure.subplots()
+    for number, name in enumerate(dict.fromkeys(name for row in rows for name in row["contenders"])):
+        points = [(row["batch_size"], row["contenders"][name]) for row in rows if name in row["contenders"]]
+        axes.plot(
+            *zip(*((n, timed["seconds_per_epoch"]) for n, timed in points), strict=True), label=name, **_style(number)
+        )
+    sizes = [row["batch_size"] for row in rows]
+    floors = [row["floor_seconds"] for row in rows]
+    axes.plot(sizes, floors, color=GREY, linewidth=3.0, marker=_dot(sizes), label="floor")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(sizes, map(str, sizes))
+    axes.minorticks_off()
+    axes.legend(fontsize=SMALL)
+    work, machine = results.get("workload", {}), results.get("machine", {})
+    parts = [
+        work.get("optimizer"),
+        machine.get("cpu"),
+        f"{results['threads']} threads" if "threads" in results else None,
+    ]
+    _label(axes, ", ".join(str(part) for part in parts if part), "batch size", "seconds per epoch")
+    return _saved(figure, path)
+
+
 # --- panels -----------------------------------------------------------------------------------------------------------
 
 

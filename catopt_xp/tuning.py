@@ -39,8 +39,8 @@ def tune(batch_sizes: Sequence[int] = (), **arguments: Any) -> Tuning:
     """Times real steps at several batch sizes and chooses one; nothing is trained, nothing is written.
 
     `batch_sizes`: sizes to measure besides 64, 128, 256 and 512; those beyond the set are left out. `arguments`: those
-    of `train` (data, network, optimizer, device, engine, threads). The choice is that of `train(batch_size="auto")`: a set
-    of fewer than 2000 samples whole, else the smallest of 64 to 512 within a tenth of their best rate. Raises what
+    of `train` (data, network, optimizer, device, engine, threads). The choice is that of `train(batch_size="auto")`: a
+    set of fewer than 2000 samples whole, else the smallest of 64 to 512 within a tenth of their best rate. Raises what
     `train` raises for bad arguments, and ValueError for a batch size that is no whole number of at least 1.
 
     >>> import numpy as np

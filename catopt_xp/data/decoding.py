@@ -147,7 +147,8 @@ def decode_image(file: Path, img_shape: tuple[int, int]) -> NDArray[np.uint8]:
             turn = _turn(image)
             lying = turn is not None and turn.name in _LYING
             stored_shape = img_shape[::-1] if lying else img_shape
-            image.draft(None, [-(-side * REDUCED // 8) for side in stored_shape])  # None: keep the mode
+            width, height = (-(-side * REDUCED // 8) for side in stored_shape)
+            image.draft(None, (width, height))  # None: keep the mode
             picture = _rgb(image)
         if picture.size != stored_shape:
             picture = picture.resize(stored_shape, Image.Resampling.BILINEAR)

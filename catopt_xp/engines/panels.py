@@ -22,7 +22,7 @@ STRIP = 64  # columns that lie together in memory
 STRIPS = PANEL // STRIP
 # A task is so many panels, a whole subtree: enough of them that threads end together, few enough that the sums of a
 # large batch stay small.
-LEAST_TASK, MOST_TASK = 2, 8
+LEAST_TASK, MOST_TASK = 4, 8
 TASK_NUMBERS = 2**20
 
 

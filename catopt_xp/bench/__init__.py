@@ -1,0 +1,7 @@
+"""Seconds per epoch, ours and those of other libraries, on one workload: `catopt-xp bench`. Floor F5.
+
+`workload` says what is done, `contenders` who does it, `agreement` whether they all do the same, `floor` what this
+machine could do at best, `table` times them side by side.
+"""
+
+from __future__ import annotations
