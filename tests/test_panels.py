@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catopt_xp.engines.panels import (
-    LEAST_TASK,
+    ENOUGH_TASKS,
     MOST_TASK,
     PANEL,
     STRIP,
@@ -97,11 +97,13 @@ def test_strips_and_panels_cover_every_column_and_no_more(n_x: int) -> None:
 def test_a_task_is_a_whole_subtree_no_longer_than_its_sums_make_it(n_x: int, numbers: int) -> None:
     split = Split(n_x, units=1)
     length = split.task_length(numbers)
-    assert LEAST_TASK <= length <= MOST_TASK
+    assert 1 <= length <= MOST_TASK
     assert length & (length - 1) == 0
     # The sums of all tasks fit the room meant for them, unless the longest tasks are too short for that.
     assert math.ceil(split.panels / length) * numbers <= TASK_NUMBERS or length == MOST_TASK
-    assert length == LEAST_TASK or math.ceil(split.panels / (length // 2)) * numbers > TASK_NUMBERS
+    if length > 1:  # half as long, there were more tasks than threads need, or sums than there is room for
+        tasks = math.ceil(split.panels / (length // 2))
+        assert tasks >= 2 * ENOUGH_TASKS or tasks * numbers > TASK_NUMBERS
 
 
 # --- the tree -----------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ BATCH_SIZES: tuple[int, ...] = (1, 8, 64, 128, 512, 2000)
 QUICK_BATCH_SIZES: tuple[int, ...] = (8, 64, 2000)
 ALL_CONTENDERS = tuple(CONTENDERS)
 QUICK_CONTENDERS = tuple(name for name in CONTENDERS if name != "chapter")  # it takes longer than all others together
-ROUNDS, QUICK_ROUNDS = 5, 3
+ROUNDS, QUICK_ROUNDS = 7, 3
 SECONDS, QUICK_SECONDS = 0.9, 0.3
 BUSY = 0.3  # of the processors, taken by others over the last minute
 RESULTS = "bench.json"

@@ -22,6 +22,7 @@ from catopt_xp.parameters import dtype_name
 
 ENGINES = ("auto", "plain", "panels")
 LEAST_EPS = 1e-30  # the panel engine estimates quotients, for denominators that are well above the smallest floats
+LARGE_PRODUCTS = 512  # units times batch size, for each feature, from which whole products win over panels
 FAST = 'pip install "catopt-xp[fast]"'
 
 __all__ = ["ENGINES", "PlainEngine", "Settings", "choose_engine"]
@@ -43,7 +44,7 @@ def choose_engine(
     """
     obstacle = "as asked" if engine == "plain" else panel_obstacle(model, optimizer, samples, backend, settings)
     if obstacle is None and engine == "auto":
-        obstacle = slower_with_panels(model, settings)
+        obstacle = slower_with_panels(samples, model, settings)
     if engine == "panels" and obstacle is not None:
         raise ValueError(f'engine "panels" cannot run this: {obstacle}; leave engine at "auto"')
     if obstacle is not None:
@@ -98,6 +99,10 @@ def numba_obstacle() -> str | None:
     return None
 
 
-def slower_with_panels(model: BaseRegressionModel, settings: Settings) -> str | None:
+def slower_with_panels(samples: Array, model: BaseRegressionModel, settings: Settings) -> str | None:
     """Why the plain engine is the faster one, or None: a rule from measured times (benchmarks/growth.py)."""
+    m, n_x = samples.shape
+    units = model.save()["W0"].shape[0]
+    if units * min(m, settings.batch_size) >= LARGE_PRODUCTS * n_x:
+        return f"the faster one for {n_x} features, which are few beside {units} units and batches of that size"
     return None

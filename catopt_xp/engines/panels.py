@@ -20,10 +20,9 @@ Floats = NDArray[Any]
 PANEL = 1024  # columns: a constant of the algorithm, never tuned to a machine
 STRIP = 64  # columns that lie together in memory
 STRIPS = PANEL // STRIP
-# A task is so many panels, a whole subtree: enough of them that threads end together, few enough that the sums of a
-# large batch stay small.
-LEAST_TASK, MOST_TASK = 4, 8
-TASK_NUMBERS = 2**20
+# A task is some panels, a whole subtree of at most MOST_TASK: about ENOUGH_TASKS or more of them, so that threads end
+# together, and few enough that their sums, of a large batch, stay below TASK_NUMBERS.
+MOST_TASK, ENOUGH_TASKS, TASK_NUMBERS = 8, 32, 2**20
 
 
 class Split:
@@ -64,8 +63,11 @@ class Split:
 
     def task_length(self, numbers: int) -> int:
         """Panels in a task, a power of two, where a panel's product is so many numbers."""
-        length = LEAST_TASK
-        while length < MOST_TASK and math.ceil(self.panels / length) * numbers > TASK_NUMBERS:
+        length = 1
+        while length < MOST_TASK:
+            tasks = math.ceil(self.panels / length)
+            if tasks < 2 * ENOUGH_TASKS and tasks * numbers <= TASK_NUMBERS:
+                break
             length *= 2
         return length
 
