@@ -65,6 +65,7 @@ def add_data(parser: Parser, default: str = "built-in drawings", resumes: bool =
 
 
 def add_network(parser: Parser) -> None:
+    """How the network is built."""
     network = parser.add_argument_group("network")
     network.add_argument(
         "--hidden", type=layers, default=(30, 20, 20), metavar="N,N,...", help="hidden units (default: 30,20,20)"
@@ -79,6 +80,7 @@ def add_network(parser: Parser) -> None:
 
 
 def add_optimizer(parser: Parser) -> None:
+    """The optimizer, its options and its schedule."""
     group = parser.add_argument_group(
         "optimizer",
         "Options that an optimizer does not have are refused. Those not given are the chapter's;\n"
@@ -125,6 +127,7 @@ def add_optimizer(parser: Parser) -> None:
 
 
 def add_run(run: argparse._ArgumentGroup) -> None:
+    """Batches, their order, and when a run is evaluated or ends early; into the group of the run."""
     run.add_argument(
         "--batch-size", type=batch_size, metavar="N", help=f"samples, or auto (default: 64; {FROM_CHECKPOINT})"
     )
@@ -154,6 +157,7 @@ def add_run(run: argparse._ArgumentGroup) -> None:
 
 
 def add_run_folder(parser: Parser) -> None:
+    """Where the files go, and from which checkpoint to go on."""
     folder = parser.add_argument_group("run folder")
     folder.add_argument(
         "--save-dir",
@@ -182,10 +186,12 @@ def add_run_folder(parser: Parser) -> None:
 
 
 def add_epochs(group: argparse._ArgumentGroup, text: str) -> None:
+    """`--epochs`, with this help, into a group."""
     group.add_argument("--epochs", "--total-epoch", dest="total_epoch", type=count, default=100, metavar="N", help=text)
 
 
 def add_device(parser: Parser, trains: bool = False) -> None:
+    """The device; for what `trains` also the engine and its threads."""
     group = parser.add_argument_group("device")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument(
@@ -202,6 +208,7 @@ def add_device(parser: Parser, trains: bool = False) -> None:
 
 
 def add_output(parser: Parser) -> None:
+    """What is printed."""
     group = parser.add_argument_group("output")
     group.add_argument(
         "--progress", action=argparse.BooleanOptionalAction, help="a bar (default: when stderr is a terminal)"
