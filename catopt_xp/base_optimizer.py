@@ -171,6 +171,11 @@ class BaseOptimizer(abc.ABC):
         others = _Group(group.parameter[rest], tuple(m[rest] for m in group.moments), group.decayed - rest.start)
         self._update_group(others, gradient.flat[rest], scalars, None)
 
+    def flat_state(self) -> list[Array]:
+        """The parameters and each of their moments as flat arrays, in which a model's lie one behind the other."""
+        (group,) = self._groups
+        return [group.parameter, *group.moments]
+
     def _update_group(self, group: _Group, gradient: Array, scalars: dict[str, float], clip: Array | None) -> None:
         backend = backend_of(group.parameter)
         if backend.fuses and self._has_kernel:

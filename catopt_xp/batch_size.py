@@ -80,18 +80,17 @@ def _measure_one(
     engine, _ = choose_engine(name, twin, its_optimizer, samples, train_set.targets, backend, settings)
     order = np.random.Generator(np.random.PCG64(0)).permutation(samples.shape[0])
     steps, done = engine.steps(0, order, following=order), 0
-    next(steps)
+    warm = next(steps)
     backend.synchronize()  # sync
     start = time.perf_counter()
-    for _ in steps:
-        done += 1
+    for batches in steps:
+        done = batches - warm
         backend.synchronize()  # sync
         if time.perf_counter() - start > MEASURED_SECONDS:
             break
-    if not done:  # one batch is the whole epoch: the step that warmed up is made again and timed
-        next(engine.steps(0, order, following=order))
+    if not done:  # the whole epoch warmed up: its first steps are made again and timed
+        done = next(engine.steps(0, order, following=order))
         backend.synchronize()  # sync
-        done = 1
     return Measured(size, done * size / (time.perf_counter() - start))
 
 

@@ -58,7 +58,13 @@ class Run:
         self.job, self.plan = job, job.plan
         self.history = History()
         self.checkpoint: Path | None = None
-        settings = Settings(job.batch_size, self.plan.drop_last, self.plan.accumulate, self.plan.schedule_by == "step")
+        settings = Settings(
+            job.batch_size,
+            self.plan.drop_last,
+            self.plan.accumulate,
+            self.plan.schedule_by == "step",
+            self.plan.checkpoint_every_steps,
+        )
         samples, targets = job.train_set.samples, job.train_set.targets
         self.engine, self.engine_reason = choose_engine(
             self.plan.engine, job.device_model, job.device_optimizer, samples, targets, job.backend, settings

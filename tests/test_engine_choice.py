@@ -16,7 +16,7 @@ import pytest
 from panel_runs import Case, python, train
 
 from catopt_xp.backend import Backend, NumpyBackend
-from catopt_xp.engines import PlainEngine, Settings, choose_engine, cpu
+from catopt_xp.engines import PlainEngine, Settings, check, choose_engine
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import Adam
@@ -91,7 +91,7 @@ def test_another_device_goes_to_the_plain_engine(strict_backend: Backend) -> Non
     samples, targets = (strict_backend.asarray(x) for x in SMALL.data())
     model = DeepNetwork(LAYERS, NAMES, device=strict_backend)
     arguments = setting(model=model, samples=samples, targets=targets, backend=strict_backend)
-    assert_refused(arguments, f"the panel engine of this version runs on a CPU, not on {strict_backend.device}")
+    assert_refused(arguments, f"the panel engine runs on a CPU or an NVIDIA GPU, not on {strict_backend.device}")
 
 
 def first_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -129,9 +129,9 @@ def test_the_first_line_names_the_engine_that_runs(capsys: pytest.CaptureFixture
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """No earlier check is remembered, and none made here is kept."""
-    cpu._check.cache_clear()
+    check._check.cache_clear()
     yield
-    cpu._check.cache_clear()
+    check._check.cache_clear()
 
 
 def altered(change: Callable[..., tuple[Any, ...]]) -> Callable[..., None]:

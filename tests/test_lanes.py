@@ -177,7 +177,9 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Checks the engine with the vectors of another processor, and says how long they are.
 CHECK = """
 import numpy as np
-from catopt_xp.engines import cpu, lanes
+from catopt_xp.engines import lanes
+from catopt_xp.engines.check import self_check
+from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import Adam, Momentum
 print(lanes.VECTOR_BYTES)
@@ -187,7 +189,7 @@ for kind, samples, dtype, options in (
     (Adam, "uint8", "float64", {"l2": 0.1, "eps_mode": "inside"}),
 ):
     model = DeepNetwork([4, 3, 1], ["relu", "sigmoid"], dtype=dtype)
-    print(cpu.self_check(kind(model.save(), 1e-3, **options), np.zeros((1, 1), samples), dtype))
+    print(self_check(PanelEngine, kind(model.save(), 1e-3, **options), np.zeros((1, 1), samples), model))
 """
 
 

@@ -32,7 +32,7 @@ from panel_runs import (
     train,
 )
 
-from catopt_xp import schedules
+from catopt_xp import engines, schedules
 from catopt_xp.callbacks import TrainState
 from catopt_xp.data.order import epoch_order
 from catopt_xp.engines import PlainEngine, cpu, panels
@@ -237,7 +237,7 @@ After = Callable[[int, Callable[[], None]], None]
 def after(monkeypatch: pytest.MonkeyPatch) -> After:
     """`after(n, action)` calls `action` once the engine has made n updates, before anything is saved."""
     steps = PanelEngine.steps
-    monkeypatch.setattr(cpu, "self_check", lambda *arguments: None)  # its steps are not to be counted
+    monkeypatch.setattr(engines, "self_check", lambda *arguments: None)  # its steps are not to be counted
 
     def install(updates: int, action: Callable[[], None]) -> None:
         count = itertools.count(1)

@@ -15,6 +15,9 @@ import importlib.util
 import warnings
 
 from catopt_xp.backend import Array, Backend
+from catopt_xp.engines.check import self_check
+from catopt_xp.engines.cuda import CudaEngine
+from catopt_xp.engines.cuda_plan import plan_of
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import Adam, BaseOptimizer, GradientDescent, Momentum, RMSProp
@@ -43,23 +46,41 @@ def choose_engine(
     fails its own check; the plain engine runs then.
     """
     obstacle = "as asked" if engine == "plain" else panel_obstacle(model, optimizer, samples, backend, settings)
-    if obstacle is None and engine == "auto":
+    if obstacle is None and engine == "auto" and backend.name == "numpy":
         obstacle = slower_with_panels(samples, model, settings)
     if engine == "panels" and obstacle is not None:
         raise ValueError(f'engine "panels" cannot run this: {obstacle}; leave engine at "auto"')
-    if obstacle is not None:
-        return PlainEngine(model, optimizer, samples, targets, backend, settings), obstacle
-
-    from catopt_xp.engines import cpu  # needs numba, which is optional
-
-    assert isinstance(model, DeepNetwork)
-    failure = cpu.self_check(optimizer, samples, model.dtype)
-    if failure is None:
-        why = "as asked" if engine == "panels" else "the fastest that can run this"
-        return cpu.PanelEngine(model, optimizer, samples, targets, backend, settings), why
-    obstacle = f"the panel engine failed its check: {failure}"
-    warnings.warn(f"{obstacle}; the plain engine runs instead, slower", RuntimeWarning, stacklevel=2)
+    if obstacle is None:
+        assert isinstance(model, DeepNetwork)
+        make = _panel_engine(backend)
+        obstacle = _failure(make, model, optimizer, samples, backend)
+        if obstacle is None:
+            why = "as asked" if engine == "panels" else "the fastest that can run this"
+            return make(model, optimizer, samples, targets, backend, settings), why
+        warnings.warn(f"{obstacle}; the plain engine runs instead, slower", RuntimeWarning, stacklevel=2)
     return PlainEngine(model, optimizer, samples, targets, backend, settings), obstacle
+
+
+def _panel_engine(backend: Backend) -> type[PlainEngine]:
+    """The panel engine of a device."""
+    if backend.name == "cupy":
+        return CudaEngine
+    from catopt_xp.engines.cpu import PanelEngine  # needs numba
+
+    return PanelEngine
+
+
+def _failure(
+    make: type[PlainEngine], model: DeepNetwork, optimizer: BaseOptimizer, samples: Array, backend: Backend
+) -> str | None:
+    """Why the panel engine cannot be trusted on this machine, or None: its check fails, or its kernels do not run."""
+    try:
+        failure = self_check(make, optimizer, samples, model)
+    except Exception as error:
+        if backend.name == "numpy":  # there is no other machine in between whose faults these could be
+            raise
+        failure = f"{type(error).__name__}, {' '.join(str(error).split())}"
+    return None if failure is None else f"the panel engine failed its check: {failure}"
 
 
 def panel_obstacle(
@@ -67,8 +88,8 @@ def panel_obstacle(
 ) -> str | None:
     """Why the panel engine cannot run this, or None where it can."""
     kind = type(optimizer)
-    if backend.name != "numpy":
-        return f"the panel engine of this version runs on a CPU, not on {backend.device}"
+    if backend.name not in ("numpy", "cupy"):
+        return f"the panel engine runs on a CPU or an NVIDIA GPU, not on {backend.device}"
     if type(model) is not DeepNetwork:
         return f"the panel engine knows DeepNetwork, not {type(model).__name__}"
     if kind not in (GradientDescent, Momentum, RMSProp, Adam):
@@ -85,7 +106,21 @@ def panel_obstacle(
         return f"the set is {dtype_name(samples)}, the network {model.dtype}"
     if not samples.flags.c_contiguous:
         return "the set's samples do not lie one after the other in memory"
-    return numba_obstacle()
+    return numba_obstacle() if backend.name == "numpy" else gpu_obstacle(model, optimizer, samples, backend, settings)
+
+
+def gpu_obstacle(
+    model: DeepNetwork, optimizer: BaseOptimizer, samples: Array, backend: Backend, settings: Settings
+) -> str | None:
+    """Why the kernels for a GPU cannot run this, or None where they can."""
+    if model.dropout:
+        return "dropout draws its masks on the host, batch by batch"
+    plan = plan_of(model, optimizer, samples, min(samples.shape[0], settings.batch_size))
+    obstacle = plan.obstacle()
+    if obstacle is None and plan.buffer_bytes > backend.free_memory():
+        needed, free = plan.buffer_bytes / 1e6, backend.free_memory() / 1e6
+        obstacle = f"its sums need {needed:.0f} MB, {backend.device} has {free:.0f} MB free: take smaller batches"
+    return obstacle
 
 
 def numba_obstacle() -> str | None:

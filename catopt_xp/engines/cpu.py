@@ -6,7 +6,6 @@ extra; its compiled code is kept on disk, so only the first run on a machine wai
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import pickle
@@ -19,7 +18,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from catopt_xp.backend import Array, Backend, NumpyBackend
+from catopt_xp.backend import Array, Backend
 from catopt_xp.engines import lanes
 from catopt_xp.engines.lanes import (
     GRADIENT_ROWS,
@@ -315,6 +314,11 @@ class PanelEngine(PlainEngine):
             self.split.pack(W, packed)
         self._packed, self._Z = True, None
 
+    def next_product(self) -> Floats:
+        """`W0 X` of the batch that follows, (units, its samples)."""
+        assert self._Z is not None
+        return self._Z.copy()
+
     def versions(self) -> dict[str, str]:
         return {"numba": numba.__version__, "vector": f"{8 * lanes.VECTOR_BYTES} bits"}
 
@@ -325,74 +329,4 @@ class PanelEngine(PlainEngine):
             self._packed, self._Z = False, None
 
 
-# --- the check of a process ------------------------------------------------------------------------------------------
-
-
-def self_check(optimizer: BaseOptimizer, samples: Array, dtype: str) -> str | None:
-    """What differs between this engine and the plain one on this machine, or None; milliseconds, once per process.
-
-    `optimizer`: of the kind and options to check; `samples`: the set, of which only the type counts; `dtype`: the name
-    of the network's. Three steps with moments that are not 0 (a first step of Adam is lr*sign(g), whatever g's scale),
-    on a ragged panel, with batches of 5, 5 and 3 samples.
-    """
-    decays = bool(optimizer.l2), bool(optimizer.weight_decay)
-    modes = tuple(getattr(optimizer, name, None) for name in ("eps_mode", "nesterov", "correct_param"))
-    return _check(type(optimizer), decays, modes, str(samples.dtype), samples.flags.writeable, dtype)
-
-
-@functools.cache
-def _check(
-    kind: type[BaseOptimizer],
-    decays: tuple[bool, bool],
-    modes: tuple[Any, ...],
-    samples: str,
-    writeable: bool,
-    dtype: str,
-) -> str | None:
-    rng = np.random.Generator(np.random.PCG64(0))
-    n_x, m = 2 * PANEL + STRIP + 5, 13
-    X = rng.integers(0, 256, (m, n_x)).astype(samples)  # (m, n_x)
-    if samples != "uint8":
-        X /= 255
-    X.setflags(write=writeable)  # to numba, an array that cannot be written is another type: one is compiled, not both
-    Y = rng.integers(0, 2, (1, m)).astype(dtype)
-    names = ("eps_mode", "nesterov", "correct_param")
-    options = {name: mode for name, mode in zip(names, modes, strict=True) if mode is not None}
-    options |= {"l2": 1e-2 * decays[0], "weight_decay": 1e-2 * decays[1]}
-    engines: list[PlainEngine] = []
-    for make in (PlainEngine, PanelEngine):
-        model = DeepNetwork([n_x, 7, 3, 1], ["tanh", "relu", "sigmoid"], seed=1, dtype=dtype)
-        twin = kind(model.save(), 1e-2, **options)
-        state = twin.save()
-        draw = np.random.Generator(np.random.PCG64(1))
-        for key, moment in state.items():
-            if "/" in key:
-                moment[...] = 1e-3 * draw.random(moment.shape)
-        twin.steps = 3
-        engines.append(make(model, twin, X, Y, NumpyBackend(), Settings(batch_size=5)))
-    plain, panels = engines
-    order = np.arange(m)[::-1].copy()
-    for engine in engines:
-        for _ in engine.steps(0, order, following=order):
-            pass
-    assert isinstance(panels, PanelEngine)
-    assert panels._Z is not None
-    product = panels._Z * 1
-    panels.settle()
-    W = plain.model.save()["W0"]
-    pairs = {"Z0 of the next batch": (product, W @ (X[order[:5]] * pixel_scale(X.dtype)).astype(dtype).T)}
-    theirs, ours = (dict(engine.model.save()) | _moments(engine.optimizer) for engine in (plain, panels))
-    pairs |= {name: (ours[name], theirs[name]) for name in theirs}
-    bound = 2e-5 if dtype == "float32" else 1e-12
-    for name, (here, there) in pairs.items():
-        off = float(np.abs(here - there).max() / np.abs(there).max())
-        if not off <= bound:
-            return f"{name} differs by {off:.1e} of its size, {kind.__name__}, {dtype}"
-    return None
-
-
-def _moments(optimizer: BaseOptimizer) -> dict[str, Floats]:
-    return {key: x for key, x in optimizer.save().items() if "/" in key}
-
-
-__all__ = ["PanelEngine", "self_check"]
+__all__ = ["PanelEngine"]

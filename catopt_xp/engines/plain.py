@@ -26,12 +26,17 @@ WIDE = 128  # units on either side of a weight matrix from which several threads
 
 @dataclass
 class Settings:
-    """What shapes an epoch: batches, their order in accumulation, and whether the schedule moves by step."""
+    """What shapes an epoch: batches, their order in accumulation, and whether the schedule moves by step.
+
+    `pause_every`: updates, counted from the first epoch, after which the caller wants to look at the model; an engine
+    that makes several updates at a time stops there.
+    """
 
     batch_size: int
     drop_last: bool = False
     accumulate: int = 1
     schedule_by_step: bool = False
+    pause_every: int | None = None
 
 
 class PlainEngine:

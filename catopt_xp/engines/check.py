@@ -1,0 +1,94 @@
+"""The check that a fused engine passes before it runs: three small steps, held to the plain engine's. Floor F3."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from catopt_xp.backend import Array, get_backend
+from catopt_xp.engines.plain import PlainEngine, Settings
+from catopt_xp.functional import pixel_scale
+from catopt_xp.network import DeepNetwork
+from catopt_xp.optim import BaseOptimizer
+
+FEATURES = 2117  # two panels of the CPU and a ragged one; eight tiles of the GPU and a ragged one
+BOUNDS = {"float32": 2e-5, "float64": 1e-12}
+
+
+def self_check(make: Callable[..., Any], optimizer: BaseOptimizer, samples: Array, model: DeepNetwork) -> str | None:
+    """What differs between an engine and the plain one on this machine, or None; milliseconds, once per process.
+
+    `make`: the engine's class, which has `next_product` beside what `PlainEngine` has; `optimizer`: of the kind and
+    options to check; `samples`: the set, of which only the type counts; `model`: the network, of which only type and
+    device count. Three steps with moments that are not 0 (a first step of Adam is lr*sign(g), whatever g's scale), on a
+    ragged panel, with batches of 5, 5 and 3 samples.
+    """
+    decays = bool(optimizer.l2), bool(optimizer.weight_decay)
+    modes = tuple(getattr(optimizer, name, None) for name in ("eps_mode", "nesterov", "correct_param"))
+    writeable = getattr(samples.flags, "writeable", True)
+    kinds = str(samples.dtype), writeable, model.dtype, model.backend.device
+    return _check(make, type(optimizer), decays, modes, *kinds)
+
+
+@functools.cache
+def _check(
+    make: Callable[..., Any],
+    kind: type[BaseOptimizer],
+    decays: tuple[bool, bool],
+    modes: tuple[Any, ...],
+    sample_dtype: str,
+    writeable: bool,
+    dtype: str,
+    device: str,
+) -> str | None:
+    backend = get_backend(device)
+    rng, m = np.random.Generator(np.random.PCG64(0)), 13
+    X = rng.integers(0, 256, (m, FEATURES)).astype(sample_dtype)  # (m, n_x)
+    if sample_dtype != "uint8":
+        X /= 255
+    X.setflags(write=writeable)  # to numba, an array that cannot be written is another type: one is compiled, not both
+    Y = rng.integers(0, 2, (1, m)).astype(dtype)
+    names = ("eps_mode", "nesterov", "correct_param")
+    options = {name: mode for name, mode in zip(names, modes, strict=True) if mode is not None}
+    options |= {"l2": 1e-2 * decays[0], "weight_decay": 1e-2 * decays[1]}
+    samples, targets = (X, Y) if backend.name == "numpy" else (backend.asarray(X), backend.asarray(Y))
+    engines: list[Any] = []
+    for make_one in (PlainEngine, make):
+        model = DeepNetwork([FEATURES, 7, 3, 1], ["tanh", "relu", "sigmoid"], seed=1, dtype=dtype, device=backend)
+        twin = kind(model.save(), 1e-2, **options)
+        draw = np.random.Generator(np.random.PCG64(1))
+        for key, moment in twin.save().items():
+            if "/" in key:
+                moment[...] = backend.asarray(1e-3 * draw.random(moment.shape), dtype=dtype)
+        twin.steps = 3
+        engines.append(make_one(model, twin, samples, targets, backend, Settings(batch_size=5)))
+    plain, fused = engines
+    order = np.arange(m)[::-1].copy()
+    with backend.activate():
+        for engine in engines:
+            for _ in engine.steps(0, order, following=order):
+                pass
+        product = fused.next_product()
+        fused.settle()
+    theirs, ours = (_numbers(engine) for engine in (plain, fused))
+    pairs = {name: (ours[name], theirs[name]) for name in theirs}
+    pairs["Z0 of the next batch"] = product, theirs["W0"] @ (X[order[:5]] * pixel_scale(X.dtype)).astype(dtype).T
+    for name, (here, there) in pairs.items():
+        off = float(np.abs(here - there).max() / np.abs(there).max())
+        if not off <= BOUNDS[dtype]:
+            return f"{name} differs by {off:.1e} of its size, {kind.__name__}, {dtype}"
+    return None
+
+
+def _numbers(engine: PlainEngine) -> dict[str, NDArray[Any]]:
+    """Parameters, moments and the losses, by name, on the host."""
+    moments = {key: x for key, x in engine.optimizer.save().items() if "/" in key}
+    arrays = dict(engine.model.save()) | moments
+    return {name: engine.backend.to_host(x) for name, x in arrays.items()} | {"losses": engine.fetch_losses()}
+
+
+__all__ = ["self_check"]

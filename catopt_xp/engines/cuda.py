@@ -1,0 +1,255 @@
+"""The panel engine on an NVIDIA GPU: two launches a step, the steps of an epoch in CUDA graphs. Floor F3.
+
+The kernels are in `step.cu`, what is launched with what in `cuda_plan.py`. Weights and moments stay where the network
+and the optimizer have them; per-step numbers and row numbers are read from tables on the device, so one graph serves
+every chunk of every epoch, and nothing waits for the device but the host, for the chunk before the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from catopt_xp.backend import Array, Backend
+from catopt_xp.engines.cuda_plan import CHUNK_STEPS, MIDDLE_THREADS, THREADS, chunk_end, places, plan_of
+from catopt_xp.engines.panels import tree_sum
+from catopt_xp.engines.plain import PlainEngine, Settings
+from catopt_xp.functional import pixel_scale
+from catopt_xp.network import DeepNetwork
+from catopt_xp.optim import BaseOptimizer
+
+Rows = NDArray[np.int64]
+KERNELS = ("stream", "middle", "advance")
+
+
+class Device(Protocol):
+    """What the engine needs of a GPU; the tests have one that runs the kernels on the CPU."""
+
+    def load(self, source: str) -> None:
+        """Compiles the kernels of a source."""
+
+    def launch(self, kernel: str, grid: Sequence[int], threads: int, arguments: Sequence[Any], shared: int) -> None:
+        """Queues a kernel: arguments are arrays of the device and NumPy numbers; `shared`: bytes for each block."""
+
+    def upload(self, array: Array, values: NDArray[Any]) -> None:
+        """Queues a copy from the host; the values may change once this returns."""
+
+    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
+        """Records launches without running them; what it returns queues them all at once."""
+
+    def mark(self) -> Callable[[], None]:
+        """A place in the queue; what it returns waits until the device has come there."""
+
+    def attach(self) -> None:
+        """What is queued from now on comes after all that was queued elsewhere."""
+
+    def synchronize(self) -> None:
+        """Waits until all that was queued is done."""
+
+
+class CupyDevice:
+    """A `Device` by CuPy, with a stream of its own: a capture needs one."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend, self.cupy = backend, backend.xp
+        with backend.activate():
+            self.stream = self.cupy.cuda.Stream(non_blocking=True)
+        self._kernels: dict[str, Any] = {}
+
+    def load(self, source: str) -> None:
+        with self.backend.activate():
+            module = self.cupy.RawModule(code=source, options=("--std=c++17",))
+            self._kernels = {name: module.get_function(name) for name in KERNELS}
+
+    def launch(self, kernel: str, grid: Sequence[int], threads: int, arguments: Sequence[Any], shared: int) -> None:
+        function = self._kernels[kernel]
+        if shared > function.max_dynamic_shared_size_bytes:
+            function.max_dynamic_shared_size_bytes = shared
+        with self.backend.activate(), self.stream:
+            function(tuple(grid), (threads,), tuple(arguments), shared_mem=shared)
+
+    def upload(self, array: Array, values: NDArray[Any]) -> None:
+        with self.backend.activate():
+            array.set(np.ascontiguousarray(values), stream=self.stream)
+
+    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
+        with self.backend.activate(), self.stream:
+            self.stream.begin_capture()
+            try:
+                launches()
+            finally:
+                graph = self.stream.end_capture()
+
+        def replay() -> None:
+            with self.backend.activate():
+                graph.launch(stream=self.stream)
+
+        return replay
+
+    def mark(self) -> Callable[[], None]:
+        with self.backend.activate():
+            event = self.cupy.cuda.Event(disable_timing=True)
+            event.record(self.stream)
+        wait: Callable[[], None] = event.synchronize
+        return wait
+
+    def attach(self) -> None:
+        self.backend.synchronize()  # sync
+
+    def synchronize(self) -> None:
+        with self.backend.activate():
+            self.stream.synchronize()  # sync
+
+
+class CudaEngine(PlainEngine):
+    """The steps of an epoch in two launches each; arguments as for `PlainEngine`, within `cuda_obstacle`.
+
+    `device`: where the kernels run; None: the backend's GPU.
+    """
+
+    name = "panels"
+
+    def __init__(
+        self,
+        model: DeepNetwork,
+        optimizer: BaseOptimizer,
+        samples: Array,
+        targets: Array,
+        backend: Backend,
+        settings: Settings,
+        device: Device | None = None,
+    ) -> None:
+        super().__init__(model, optimizer, samples, targets, backend, settings)
+        self.plan = plan_of(model, optimizer, samples, max(self.lengths))
+        self.device: Device = CupyDevice(backend) if device is None else device
+        self.device.load(self.plan.source())
+        self._buffers = {name: backend.zeros(shape, model.dtype) for name, shape in self.plan.buffer_shapes.items()}
+        m, first = samples.shape[0], self.lengths[0]
+        self._rows = backend.zeros((m + first,), "int32")
+        self._places = backend.zeros((self.batches + 1, 4), "int32")
+        self._table = backend.zeros((self.batches + 1, self.plan.numbers), model.dtype)
+        self._base = backend.zeros((1,), "int32")
+        self._graph: Callable[[], None] | None = None
+        self._warm = False  # whether every kernel has run: a capture must not load one
+        self._attached = False
+        self._following: Rows | None = None  # the rows whose products `part` holds, with the weights as they are
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def steps(self, epoch: int, order: Rows, first: int = 0, following: Rows | None = None) -> Iterator[int]:
+        """As `PlainEngine.steps`, a chunk at a time; it ends where `Settings.pause_every` says."""
+        if not self._attached:
+            self.device.attach()
+            self._attached = True
+        behind = order[:0] if following is None else following[self.slices[0]]
+        self._place(order, behind)
+        if self._following is None or not np.array_equal(self._following, order[self.slices[first]]):
+            self._first_product(first)
+        waits: list[Callable[[], None]] = []
+        self.device.upload(self._base, np.array([first], dtype=np.int32))
+        k = first
+        while k < self.batches:
+            end = chunk_end(k, self.batches, epoch * self.batches, self.settings.pause_every)
+            self._following = None  # while the chunk is queued, whatever happens
+            self._upload_numbers(epoch, k, end)
+            self._queue(end - k)
+            self._following = order[self.slices[end]] if end < self.batches else behind
+            k = end
+            waits.append(self.device.mark())
+            if len(waits) > 1:
+                waits.pop(0)()  # sync: the host stays one chunk ahead, no more
+            yield k
+
+    def _place(self, order: Rows, behind: Rows) -> None:
+        """The epoch's rows and where each step finds its own."""
+        used = self.slices[-1].stop
+        rows = np.concatenate([order[:used], behind]).astype(np.int32)
+        self.device.upload(self._rows[: len(rows)], rows)
+        table = places(len(order), self.settings.batch_size, self.settings.drop_last, len(behind) > 0)
+        self.device.upload(self._places, table)
+
+    def _first_product(self, first: int) -> None:
+        """The product of batch `first`, by a step without an update."""
+        part = self.slices[first]
+        line = np.array([[0, 0, part.start, part.stop - part.start]], dtype=np.int32)
+        self.device.upload(self._places[self.batches :], line)
+        self.device.upload(self._base, np.array([self.batches], dtype=np.int32))
+        self._stream(0)
+
+    def _upload_numbers(self, epoch: int, start: int, end: int) -> None:
+        """The rule's numbers of each step, in the order of `CudaPlan.scalars`, then l2 and the decay's factor."""
+        optimizer, lines = self.optimizer, []
+        for k in range(start, end):
+            if self.settings.schedule_by_step:
+                optimizer.epoch = epoch + k / self.batches
+            scalars = optimizer.advance()
+            shrink = 1.0 - optimizer.learning_rate * optimizer.weight_decay
+            lines.append([*(scalars[name] for name in self.plan.scalars), optimizer.l2, shrink])
+        self.device.upload(self._table[start:end], np.array(lines, dtype=self.plan.dtype))
+
+    def _queue(self, count: int) -> None:
+        """So many steps from the one that `_base` names; a whole chunk is one graph."""
+
+        def launches() -> None:
+            for ahead in range(count):
+                self._middle(ahead)
+                self._stream(ahead)
+            self.device.launch("advance", (1,), 1, [self._base, np.int32(count)], 0)
+
+        if count == CHUNK_STEPS and self._warm:
+            if self._graph is None:
+                self._graph = self.device.capture(launches)
+            self._graph()
+        else:
+            launches()
+            self._warm = True
+
+    def _middle(self, ahead: int) -> None:
+        plan, buffers = self.plan, self._buffers
+        rest = self.optimizer.flat_state()[0][plan.units * plan.neuron_cnt[0] :]
+        place = [self._rows, self._places, self._base, np.int32(ahead)]
+        sizes = [np.int32(plan.tiles), np.int32(plan.batch_size)]
+        data = [rest, self.targets, np.int64(self.targets.shape[1])]
+        out = [buffers["d"], buffers["gradients"], buffers["block_losses"]]
+        arguments = [buffers["part"], *sizes, *place, *data, *out]
+        self.device.launch("middle", (plan.middle_blocks,), MIDDLE_THREADS, arguments, plan.middle_shared)
+
+    def _stream(self, ahead: int) -> None:
+        plan, buffers = self.plan, self._buffers
+        parameters, *moments = self.optimizer.flat_state()
+        moments += [parameters] * (2 - len(moments))  # a rule with fewer does not look at the others
+        data = [self.samples, np.int64(plan.neuron_cnt[0]), np.int32(plan.batch_size)]
+        place = [self._rows, self._places, self._table, self._base, np.int32(ahead)]
+        rest = [np.int32(plan.middle_blocks), buffers["gradients"], buffers["block_losses"], self.losses]
+        arguments = [*data, *place, buffers["d"], parameters, *moments, buffers["part"], *rest]
+        self.device.launch("stream", plan.stream_grid, THREADS, arguments, plan.stream_shared)
+
+    # --- what others see ----------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Waits for the steps that are queued; from here on, others may change the weights."""
+        if self._attached:
+            self.device.synchronize()
+            self._attached, self._following = False, None
+
+    def fetch_losses(self) -> NDArray[Any]:
+        self.device.synchronize()
+        return super().fetch_losses()
+
+    def next_product(self) -> NDArray[Any]:
+        """`W0 X` of the batch that follows, (units, its samples), on the host."""
+        assert self._following is not None
+        self.device.synchronize()
+        part = self.backend.to_host(self._buffers["part"])[:, : len(self._following)]  # (tiles, samples, units)
+        whole = tree_sum(part.reshape(len(part), -1).copy()).reshape(part.shape[1:])
+        scaled: NDArray[Any] = whole.T * np.dtype(self.plan.dtype).type(pixel_scale(self.samples.dtype))
+        return scaled
+
+    def versions(self) -> dict[str, str]:
+        return {"kernels": f"tiles of {self.plan.tile} features, chunks of {self.plan.chunk} samples"}
+
+
+__all__ = ["CudaEngine", "CupyDevice", "Device"]

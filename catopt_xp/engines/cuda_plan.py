@@ -1,0 +1,293 @@
+"""What the GPU engine launches, computed without a GPU: sizes, grids, shared memory, text before `step.cu`. Floor F3.
+
+Everything in a plan is a function of the network, the batch size and the types, never of the GPU at hand: sums are made
+in the same order on every one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+from catopt_xp.backend import Array
+from catopt_xp.data.order import batches
+from catopt_xp.functional import pixel_scale
+from catopt_xp.network import DeepNetwork
+from catopt_xp.optim import BaseOptimizer
+from catopt_xp.parameters import dtype_name
+
+Rows = NDArray[np.int64]
+
+THREADS = 128  # of a block of `stream`
+MIDDLE_THREADS = 512
+MIDDLE_BLOCKS = 128  # at most; a block takes more samples of a larger batch
+MOST_GROUP = 32  # units of the first layer to a block: their gradients lie in registers
+SUBTREE = 16  # tiles that one thread adds
+CHUNK_STEPS = 32  # steps in a graph: what an interrupt waits for
+MOST_SHARED = 96 * 1024  # bytes of shared memory that every GPU from sm_80 on gives a block
+MOST_UNITS = 128  # of the first layer, beyond which whole products win
+MOST_BATCH = 2000
+KINDS = {"relu": 0, "sigmoid": 1, "tanh": 2}
+NONE = 3  # the last layer's activation belongs to the loss
+C_TYPES = {"float32": "float", "float64": "double", "uint8": "unsigned char"}
+
+
+@dataclass(frozen=True)
+class CudaPlan:
+    """The launches of a network's steps.
+
+    `neuron_cnt`, `activations`: as for `DeepNetwork`; `optimizer`: the class whose rule is compiled in; `batch_size`:
+    the largest batch; `dtype`: the network's, by name; `sample_dtype`: the set's.
+
+    >>> from catopt_xp.optim import Adam
+    >>> plan = CudaPlan((150528, 30, 20, 20, 1), ("relu", "relu", "relu", "sigmoid"), Adam, 64, "float32", "uint8")
+    >>> plan.tiles, plan.stream_grid, plan.middle_blocks, plan.rest
+    (588, (597, 1), 64, 1091)
+    """
+
+    neuron_cnt: Sequence[int]
+    activations: Sequence[str]
+    optimizer: type[BaseOptimizer]
+    batch_size: int
+    dtype: str
+    sample_dtype: str
+
+    @cached_property
+    def scalars(self) -> list[str]:
+        """Names of the rule's numbers, in the order of the table."""
+        parameters = inspect.signature(self.optimizer.rule).parameters.values()
+        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+    @property
+    def itemsize(self) -> int:
+        return np.dtype(self.dtype).itemsize
+
+    @property
+    def tile(self) -> int:
+        """Features of a block."""
+        return 2 * THREADS if self.dtype == "float32" else THREADS
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.neuron_cnt[0] // self.tile)
+
+    @property
+    def units(self) -> int:
+        return self.neuron_cnt[1]
+
+    @property
+    def groups(self) -> int:
+        """Blocks that share a tile: groups of units."""
+        return -(-self.units // MOST_GROUP)
+
+    @property
+    def group(self) -> int:
+        return -(-self.units // self.groups)
+
+    @property
+    def chunk(self) -> int:
+        """Samples in shared memory at a time."""
+        return 8 if self.batch_size <= 8 else 16
+
+    # --- the rest of the network ------------------------------------------------------------------------------------
+
+    @cached_property
+    def widths(self) -> list[int]:
+        """Outputs of each layer."""
+        return list(self.neuron_cnt[1:])
+
+    @cached_property
+    def weights_at(self) -> list[int]:
+        """Where W1, W2, … begin behind W0; the first number, W0's, is not used."""
+        sizes = [a * b for a, b in zip(self.widths, self.widths[1:], strict=False)]
+        return [0, *accumulate(sizes, initial=0)][: len(self.widths)]
+
+    @property
+    def rest_weights(self) -> int:
+        return sum(a * b for a, b in zip(self.widths, self.widths[1:], strict=False))
+
+    @cached_property
+    def biases_at(self) -> list[int]:
+        return list(accumulate(self.widths[:-1], initial=self.rest_weights))
+
+    @property
+    def rest(self) -> int:
+        """Parameters behind W0."""
+        return self.rest_weights + sum(self.widths)
+
+    # --- launches -----------------------------------------------------------------------------------------------------
+
+    @property
+    def rest_blocks(self) -> int:
+        return -(-(self.rest + 1) // THREADS)  # one thread more sums the loss
+
+    @property
+    def stream_grid(self) -> tuple[int, int]:
+        return self.rest_blocks + self.tiles, self.groups
+
+    @property
+    def _group_padded(self) -> int:
+        return -(-self.group // 8) * 8
+
+    @property
+    def x_shared(self) -> int:
+        """Numbers of the room that d, x and the warps' sums use in turn."""
+        return self.chunk * max(self.tile + 4, THREADS // 32 * self._group_padded)
+
+    @property
+    def stream_shared(self) -> int:
+        """Bytes of shared memory of a block of `stream`."""
+        return (self._group_padded * (self.tile + 4) + self.x_shared) * self.itemsize + 4 * self.chunk
+
+    @property
+    def samples(self) -> int:
+        """Samples of a block of `middle`."""
+        return -(-self.batch_size // MIDDLE_BLOCKS)
+
+    @property
+    def middle_blocks(self) -> int:
+        return -(-self.batch_size // self.samples)
+
+    @property
+    def middle_shared(self) -> int:
+        """Bytes of shared memory of a block of `middle`."""
+        subtrees = -(-self.tiles // SUBTREE)
+        layers = 2 * self.samples * sum(self.widths)
+        return (self.rest + layers + self.samples + subtrees * self.units) * self.itemsize
+
+    @property
+    def buffer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What lies on the GPU besides the set, the parameters and their moments, in the network's dtype."""
+        return {
+            "part": (self.tiles, self.batch_size, self.units),
+            "d": (self.batch_size, self.units),
+            "gradients": (self.middle_blocks, self.rest),
+            "block_losses": (self.middle_blocks,),
+        }
+
+    @property
+    def buffer_bytes(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.buffer_shapes.values()) * self.itemsize
+
+    def obstacle(self) -> str | None:
+        """Why the kernels do not do this network, or None."""
+        if self.units > MOST_UNITS:
+            return f"the first layer has {self.units} units, more than {MOST_UNITS}, for which whole products win"
+        if self.batch_size > MOST_BATCH:
+            return f"batches of {self.batch_size}, more than {MOST_BATCH}, for which whole products win"
+        shared = max(self.stream_shared, self.middle_shared)
+        if shared > MOST_SHARED:
+            return f"the network needs {shared} bytes of shared memory, a block has {MOST_SHARED}"
+        return None
+
+    # --- the source ---------------------------------------------------------------------------------------------------
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of a row of the table: the rule's, l2, and the factor of decoupled decay."""
+        return len(self.scalars) + 2
+
+    def prelude(self) -> str:
+        """What `step.cu` needs defined: types, sizes, the rule, the rest of the network."""
+        real = C_TYPES[self.dtype]
+        softmax = self.activations[-1] == "softmax"
+        kinds = [KINDS[name] for name in self.activations[:-1]] + [NONE]
+        defines = {
+            "REAL": real,
+            "SAMPLE": C_TYPES[self.sample_dtype],
+            "TARGET": "long long" if softmax else real,
+            "SCALE": f"{real}({pixel_scale(np.dtype(self.sample_dtype))!r})",
+            "THREADS": THREADS,
+            "MIDDLE_THREADS": MIDDLE_THREADS,
+            "TILE": self.tile,
+            "CHUNK": self.chunk,
+            "X_SHARED": self.x_shared,
+            "UNITS": self.units,
+            "GROUP": self.group,
+            "MOMENTS": len(self.optimizer.moment_names),
+            "NUMBERS": self.numbers,
+            "SUBTREE": SUBTREE,
+            "SAMPLES": self.samples,
+            "LAYERS": len(self.widths),
+            "LEVELS": sum(self.widths),
+            "OUTPUTS": self.widths[-1],
+            "SOFTMAX": int(softmax),
+            "REST": self.rest,
+            "REST_WEIGHTS": self.rest_weights,
+            "REST_BLOCKS": self.rest_blocks,
+            **{name.upper(): kind for name, kind in KINDS.items()},
+            "NONE": NONE,
+        }
+        tables = {
+            "WIDTH": self.widths,
+            "ACTIVATION": kinds,
+            "W_AT": self.weights_at,
+            "B_AT": self.biases_at,
+            "LEVEL_AT": list(accumulate(self.widths[:-1], initial=0)),
+        }
+        lines = [f"#define {name} {value}" for name, value in defines.items()]
+        lines += [f"__constant__ int {name}[] = {{{', '.join(map(str, x))}}};" for name, x in tables.items()]
+        return "\n".join(lines) + "\n" + self._rule()
+
+    def _rule(self) -> str:
+        """The optimizer's own kernel text, with its names bound; l2 and weight decay are for weights alone."""
+        moments = "".join(f"REAL& {name} = moment{k}; " for k, name in enumerate(self.optimizer.moment_names))
+        scalars = "".join(f"const REAL {name} = numbers[{k}]; " for k, name in enumerate(self.scalars))
+        l2, shrink = (f"numbers[{len(self.scalars) + k}]" for k in (0, 1))
+        return f"""
+__device__ __forceinline__ void rule(REAL& p, REAL g, REAL& moment0, REAL& moment1, const REAL* __restrict__ numbers,
+                                     bool decayed) {{
+    if (decayed) {{ g += {l2} * p; p *= {shrink}; }}
+    {moments}{scalars}
+    {self.optimizer.kernel}
+}}
+"""
+
+    def source(self) -> str:
+        """The whole text that is compiled."""
+        return self.prelude() + files("catopt_xp.engines").joinpath("step.cu").read_text(encoding="utf-8")
+
+
+def places(m: int, batch_size: int, drop_last: bool, goes_on: bool) -> NDArray[np.int32]:
+    """For each step (begin, length) of its rows and of the following batch's, and a last line for a first product.
+
+    `goes_on`: behind the epoch's rows lie those of the next one's first batch. (steps + 1, 4).
+
+    >>> places(5, 2, False, True).tolist()
+    [[0, 2, 2, 2], [2, 2, 4, 1], [4, 1, 5, 2], [0, 0, 0, 0]]
+    """
+    slices = batches(m, batch_size, drop_last)
+    own = [(part.start, part.stop - part.start) for part in slices]
+    behind = (slices[-1].stop, own[0][1]) if goes_on else (0, 0)
+    lines = [(*now, *after) for now, after in zip(own, [*own[1:], behind], strict=True)]
+    return np.array([*lines, (0, 0, 0, 0)], dtype=np.int32)
+
+
+def chunk_end(start: int, batches: int, before: int, pause_every: int | None) -> int:
+    """Where the chunk that begins at step `start` of an epoch ends: a graph's length on, or where the caller looks.
+
+    `before`: steps of earlier epochs; `pause_every`: steps, counted from the first epoch, after which it looks.
+
+    >>> chunk_end(0, 250, 0, None), chunk_end(224, 250, 0, None), chunk_end(3, 250, 1000, 7)
+    (32, 250, 8)
+    """
+    end = min(batches, start + CHUNK_STEPS)
+    if pause_every is not None:
+        end = min(end, start + pause_every - (before + start) % pause_every)
+    return end
+
+
+def plan_of(model: DeepNetwork, optimizer: BaseOptimizer, samples: Array, batch_size: int) -> CudaPlan:
+    """The launches for these objects: arguments as for `PlainEngine`, and its largest batch."""
+    neuron_cnt, activations = tuple(model.neuron_cnt), tuple(model.activation_func)
+    return CudaPlan(neuron_cnt, activations, type(optimizer), batch_size, model.dtype, dtype_name(samples))
+
+
+__all__ = ["CHUNK_STEPS", "MIDDLE_THREADS", "THREADS", "CudaPlan", "chunk_end", "places", "plan_of"]

@@ -1,0 +1,347 @@
+// One training step on a GPU in two launches, `middle` and `stream`; `advance` ends a chunk of steps. No headers.
+//
+// What is compiled in comes before this text (`cuda_plan.py` writes it): REAL, the type of the network; SAMPLE, that of
+// the set; UNITS of the first layer, GROUP of them to a block; the optimizer's rule; the rest of the network as tables.
+//
+//   middle(k): products of batch k  ->  Z0, the rest of the net forward and backward, d = dZ0, gradients of the rest
+//   stream(k): d  ->  gradient, update and next product of the first layer, tile by tile; the update of the rest
+//
+// A block owns its tile of features and its group of units: no sum depends on how many blocks run at a time, and none is
+// made by atomics. Step k = *base + ahead, so that one graph of launches serves every chunk of every epoch.
+
+#ifdef CUDA_ON_CPU  // the tests' stand-in for a GPU
+#define DYNAMIC_SHARED(name) unsigned char* name = cuda_on_cpu::dynamic_shared()
+#else
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
+#define WARPS (THREADS / 32)
+#define COLUMNS (TILE / THREADS)
+#define GROUP_BLOCKS ((GROUP + 7) / 8)    // units of a group, by eights: a lane makes one of each eight
+#define GROUP_PADDED (8 * GROUP_BLOCKS)
+#define TILE_STRIDE (TILE + 4)            // rows in shared memory start four banks apart
+
+struct alignas(16) Four {
+    REAL x[4];
+};
+
+// places: for each step where its rows begin, how many they are, and the same of the batch that follows.
+struct Place {
+    int now, n, next, following;
+};
+
+// --- stream ---------------------------------------------------------------------------------------------------------
+
+// g += d x over the samples of this batch, for this thread's columns and all units of the group.
+__device__ __forceinline__ void gradient(const SAMPLE* __restrict__ X, long long n_x, const int* __restrict__ rows, int n,
+                                         const REAL* __restrict__ d, int first_unit, int first_column,
+                                         REAL* d_shared, int* rows_shared, REAL (&g)[COLUMNS][GROUP]) {
+    for (int a = 0; a < n; a += CHUNK) {
+        const int count = min(CHUNK, n - a);
+        __syncthreads();  // the chunk before has been read
+        for (int e = threadIdx.x; e < count * GROUP_PADDED; e += THREADS) {
+            const int u = e % GROUP_PADDED, unit = first_unit + u;
+            const bool inside = u < GROUP && unit < UNITS;
+            d_shared[e] = inside ? d[(a + e / GROUP_PADDED) * UNITS + unit] : REAL(0);
+        }
+        if (threadIdx.x < count) rows_shared[threadIdx.x] = rows[a + threadIdx.x];
+        __syncthreads();
+#pragma unroll 4
+        for (int i = 0; i < count; i++) {
+            const SAMPLE* sample = X + rows_shared[i] * n_x + first_column;
+            REAL x[COLUMNS];
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++)
+                x[c] = first_column + c * THREADS < n_x ? REAL(sample[c * THREADS]) : REAL(0);
+            const Four* fours = reinterpret_cast<const Four*>(d_shared + i * GROUP_PADDED);
+#pragma unroll
+            for (int u = 0; u < GROUP; u++)
+#pragma unroll
+                for (int c = 0; c < COLUMNS; c++) g[c][u] += fours[u / 4].x[u % 4] * x[c];
+        }
+    }
+}
+
+// The rule on this thread's columns; the fresh weights stay in shared memory, zeros where there are none.
+__device__ __forceinline__ void update(REAL* __restrict__ W, REAL* __restrict__ moment0, REAL* __restrict__ moment1,
+                                       long long n_x, const REAL* __restrict__ numbers, bool updates, int first_unit,
+                                       int first_column, const REAL (&g)[COLUMNS][GROUP], REAL* W_shared) {
+#pragma unroll
+    for (int u = 0; u < GROUP; u++) {
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            const int column = first_column + c * THREADS;
+            REAL p = 0;
+            if (column < n_x && first_unit + u < UNITS) {
+                const long long at = (first_unit + u) * n_x + column;
+                p = W[at];
+                if (updates) {
+                    REAL first = MOMENTS > 0 ? moment0[at] : REAL(0), second = MOMENTS > 1 ? moment1[at] : REAL(0);
+                    rule(p, g[c][u], first, second, numbers, true);
+                    W[at] = p;
+                    if (MOMENTS > 0) moment0[at] = first;
+                    if (MOMENTS > 1) moment1[at] = second;
+                }
+            }
+            W_shared[u * TILE_STRIDE + threadIdx.x + c * THREADS] = p;
+        }
+    }
+#pragma unroll
+    for (int u = GROUP; u < GROUP_PADDED; u++)
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) W_shared[u * TILE_STRIDE + threadIdx.x + c * THREADS] = 0;
+}
+
+// part[tile] = X W' for a chunk of the batch that follows: each warp takes a share of the tile's columns.
+__device__ __forceinline__ void product(const SAMPLE* __restrict__ X, long long n_x, const int* __restrict__ rows,
+                                        int count, int first_unit, int tile_start, const REAL* W_shared,
+                                        REAL* x_shared, int* rows_shared, REAL* __restrict__ part) {
+    __syncthreads();  // what was read here before has been read; the fresh weights are written
+    if (threadIdx.x < CHUNK) rows_shared[threadIdx.x] = threadIdx.x < count ? rows[threadIdx.x] : 0;
+    __syncthreads();
+#pragma unroll 4
+    for (int i = 0; i < CHUNK; i++) {
+        const SAMPLE* sample = X + rows_shared[i] * n_x + tile_start;
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            const int j = threadIdx.x + c * THREADS;
+            const bool inside = i < count && tile_start + j < n_x;
+            x_shared[i * TILE_STRIDE + j] = inside ? REAL(sample[j]) : REAL(0);
+        }
+    }
+    __syncthreads();
+
+    const int warp = threadIdx.x / 32, unit8 = threadIdx.x % 8, sample4 = threadIdx.x % 32 / 8;
+    REAL sum[CHUNK / 4][GROUP_BLOCKS] = {};
+    for (int j = warp * (TILE / WARPS); j < (warp + 1) * (TILE / WARPS); j += 4) {
+        Four w[GROUP_BLOCKS];
+#pragma unroll
+        for (int u = 0; u < GROUP_BLOCKS; u++)
+            w[u] = *reinterpret_cast<const Four*>(W_shared + (unit8 + 8 * u) * TILE_STRIDE + j);
+#pragma unroll
+        for (int s = 0; s < CHUNK / 4; s++) {
+            const Four x = *reinterpret_cast<const Four*>(x_shared + (sample4 + 4 * s) * TILE_STRIDE + j);
+#pragma unroll
+            for (int u = 0; u < GROUP_BLOCKS; u++)
+#pragma unroll
+                for (int q = 0; q < 4; q++) sum[s][u] += x.x[q] * w[u].x[q];
+        }
+    }
+
+    __syncthreads();  // all have read x: its place takes the warps' sums
+#pragma unroll
+    for (int s = 0; s < CHUNK / 4; s++)
+#pragma unroll
+        for (int u = 0; u < GROUP_BLOCKS; u++)
+            x_shared[(warp * CHUNK + sample4 + 4 * s) * GROUP_PADDED + unit8 + 8 * u] = sum[s][u];
+    __syncthreads();
+    for (int e = threadIdx.x; e < CHUNK * GROUP_PADDED; e += THREADS) {
+        const int i = e / GROUP_PADDED, u = e % GROUP_PADDED;
+        REAL whole[WARPS];
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) whole[w] = x_shared[w * CHUNK * GROUP_PADDED + e];
+#pragma unroll
+        for (int step = 1; step < WARPS; step *= 2)
+#pragma unroll
+            for (int w = 0; w + step < WARPS; w += 2 * step) whole[w] += whole[w + step];
+        if (i < count && u < GROUP && first_unit + u < UNITS) part[i * UNITS + first_unit + u] = whole[0];
+    }
+}
+
+// The update of the parameters behind W0, and the batch's loss, from what the blocks of `middle` left.
+__device__ __forceinline__ void update_rest(int i, int blocks, const REAL* __restrict__ numbers,
+                                            const REAL* __restrict__ gradients, const REAL* __restrict__ block_losses,
+                                            REAL* __restrict__ loss, REAL* __restrict__ rest, REAL* __restrict__ moment0,
+                                            REAL* __restrict__ moment1) {
+    if (i < REST) {
+        REAL g = 0;
+#pragma unroll 16
+        for (int b = 0; b < blocks; b++) g += gradients[(long long)b * REST + i];
+        REAL p = rest[i], first = MOMENTS > 0 ? moment0[i] : REAL(0), second = MOMENTS > 1 ? moment1[i] : REAL(0);
+        rule(p, g, first, second, numbers, i < REST_WEIGHTS);
+        rest[i] = p;
+        if (MOMENTS > 0) moment0[i] = first;
+        if (MOMENTS > 1) moment1[i] = second;
+    } else if (i == REST) {  // the one thread more
+        REAL sum = 0;
+        for (int b = 0; b < blocks; b++) sum += block_losses[b];
+        *loss = sum;
+    }
+}
+
+// Grid: REST_BLOCKS for the rest of the net, then one block a tile; y: the groups of units.
+// X (m, n_x); rows: row numbers of the epoch in order; table: the rule's numbers, a row a step; W, moment0, moment1: the
+// network's parameters and their moments, whole: W0 (UNITS, n_x) first; d (batch, UNITS); part (tiles, batch, UNITS);
+// gradients (blocks, REST) and block_losses (blocks): of `middle`; losses: one a step.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    stream(const SAMPLE* __restrict__ X, long long n_x, int batch, const int* __restrict__ rows,
+           const Place* __restrict__ places, const REAL* __restrict__ table, const int* __restrict__ base, int ahead,
+           const REAL* __restrict__ d, REAL* __restrict__ W, REAL* __restrict__ moment0, REAL* __restrict__ moment1,
+           REAL* __restrict__ part, int blocks, const REAL* __restrict__ gradients,
+           const REAL* __restrict__ block_losses, REAL* __restrict__ losses) {
+    const int k = *base + ahead;
+    const Place place = places[k];
+    const REAL* numbers = table + (long long)k * NUMBERS;
+    if (blockIdx.x < REST_BLOCKS) {
+        const long long behind = UNITS * n_x;
+        if (blockIdx.y == 0 && place.n)
+            update_rest(blockIdx.x * THREADS + threadIdx.x, blocks, numbers, gradients, block_losses, losses + k,
+                        W + behind, moment0 + behind, moment1 + behind);
+        return;
+    }
+
+    DYNAMIC_SHARED(memory);
+    REAL* W_shared = reinterpret_cast<REAL*>(memory);
+    REAL* x_shared = W_shared + GROUP_PADDED * TILE_STRIDE;
+    int* rows_shared = reinterpret_cast<int*>(x_shared + X_SHARED);
+    const int tile = blockIdx.x - REST_BLOCKS, tile_start = tile * TILE, first_unit = blockIdx.y * GROUP;
+    const int first_column = tile_start + threadIdx.x;
+
+    REAL g[COLUMNS][GROUP] = {};
+    gradient(X, n_x, rows + place.now, place.n, d, first_unit, first_column, x_shared, rows_shared, g);
+    update(W, moment0, moment1, n_x, numbers, place.n > 0, first_unit, first_column, g, W_shared);
+    for (int a = 0; a < place.following; a += CHUNK)
+        product(X, n_x, rows + place.next + a, min(CHUNK, place.following - a), first_unit, tile_start, W_shared,
+                x_shared, rows_shared, part + ((long long)tile * batch + a) * UNITS);
+}
+
+// --- middle ---------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ REAL activated(int kind, REAL z) {
+    if (kind == NONE) return z;
+    if (kind == RELU) return z > 0 || z != z ? z : REAL(0);  // a NaN stays one
+    if (kind == TANH) return tanh(z);
+    const REAL e = exp(-fabs(z));
+    return (z >= 0 ? REAL(1) : e) / (1 + e);
+}
+
+__device__ __forceinline__ REAL derivative(int kind, REAL a) {
+    if (kind == RELU) return a > 0 ? REAL(1) : REAL(0);
+    if (kind == TANH) return 1 - a * a;
+    return a * (1 - a);
+}
+
+// Z (UNITS) of one sample: its products of all tiles, added by a binary tree on tile numbers.
+__device__ __forceinline__ void tree_sum(const REAL* __restrict__ part, int tiles, long long stride, REAL* sums) {
+    const int subtrees = (tiles + SUBTREE - 1) / SUBTREE;
+    for (int e = threadIdx.x; e < subtrees * UNITS; e += blockDim.x) {
+        const int first = e / UNITS * SUBTREE, unit = e % UNITS;
+        REAL x[SUBTREE];
+#pragma unroll
+        for (int t = 0; t < SUBTREE; t++) x[t] = first + t < tiles ? part[(first + t) * stride + unit] : REAL(0);
+#pragma unroll
+        for (int step = 1; step < SUBTREE; step *= 2)
+#pragma unroll
+            for (int t = 0; t < SUBTREE; t += 2 * step) x[t] += x[t + step];
+        sums[e] = x[0];
+    }
+    for (int step = 1; step < subtrees; step *= 2) {
+        __syncthreads();
+        const int pairs = (subtrees - step + 2 * step - 1) / (2 * step);
+        for (int e = threadIdx.x; e < pairs * UNITS; e += blockDim.x) {
+            const int first = e / UNITS * 2 * step, unit = e % UNITS;
+            sums[first * UNITS + unit] += sums[(first + step) * UNITS + unit];
+        }
+    }
+    __syncthreads();
+}
+
+// A softmax or sigmoid output of one sample: its loss, and dZ = (A - Y)/n in place of Z.
+__device__ __forceinline__ REAL output(REAL* Z, const TARGET* __restrict__ targets, long long m, int row, int n) {
+    REAL loss = 0;
+#if SOFTMAX
+    REAL most = Z[0], sum = 0;
+    for (int o = 1; o < OUTPUTS; o++) most = Z[o] > most || Z[o] != Z[o] ? Z[o] : most;
+    for (int o = 0; o < OUTPUTS; o++) sum += exp(Z[o] - most);
+    const int label = int(targets[row]);
+    loss = log(sum) - (Z[label] - most);
+    for (int o = 0; o < OUTPUTS; o++) Z[o] = (exp(Z[o] - most) / sum - (o == label ? REAL(1) : REAL(0))) / n;
+#else
+    for (int o = 0; o < OUTPUTS; o++) {
+        const REAL z = Z[o], y = targets[o * m + row], e = exp(-fabs(z));
+        loss += (z > 0 || z != z ? z : REAL(0)) - y * z + log1p(e);
+        Z[o] = ((z >= 0 ? REAL(1) : e) / (1 + e) - y) / n;
+    }
+#endif
+    return loss / n;
+}
+
+// Grid: blocks of SAMPLES samples each. part, d, gradients, block_losses as for `stream`; rest: the parameters behind W0;
+// targets (outputs, m) of 0 and 1, or class numbers (m).
+extern "C" __global__ void __launch_bounds__(MIDDLE_THREADS)
+    middle(const REAL* __restrict__ part, int tiles, int batch, const int* __restrict__ rows,
+           const Place* __restrict__ places, const int* __restrict__ base, int ahead, const REAL* __restrict__ rest,
+           const TARGET* __restrict__ targets, long long m, REAL* __restrict__ d, REAL* __restrict__ gradients,
+           REAL* __restrict__ block_losses) {
+    DYNAMIC_SHARED(memory);
+    REAL* parameters = reinterpret_cast<REAL*>(memory);  // REST
+    REAL* A = parameters + REST;                         // the layers' outputs, and from the back their dZ: LEVELS each
+    REAL* D = A + SAMPLES * LEVELS;
+    REAL* sample_losses = D + SAMPLES * LEVELS;  // SAMPLES
+    REAL* sums = sample_losses + SAMPLES;        // subtrees of UNITS
+
+    const Place place = places[*base + ahead];
+    const int first = blockIdx.x * SAMPLES, count = max(0, min(SAMPLES, place.n - first));
+    for (int i = threadIdx.x; i < REST; i += blockDim.x) parameters[i] = rest[i];
+    for (int s = 0; s < count; s++) {
+        tree_sum(part + (long long)(first + s) * UNITS, tiles, (long long)batch * UNITS, sums);
+        for (int u = threadIdx.x; u < UNITS; u += blockDim.x)
+            A[s * UNITS + u] = activated(ACTIVATION[0], sums[u] * SCALE + parameters[B_AT[0] + u]);
+        __syncthreads();
+    }
+
+    for (int k = 1; k < LAYERS; k++) {
+        const int width = WIDTH[k], inputs = WIDTH[k - 1];
+        const REAL* before = A + SAMPLES * LEVEL_AT[k - 1];
+        for (int e = threadIdx.x; e < count * width; e += blockDim.x) {
+            const int s = e / width, o = e % width;
+            const REAL* weights = parameters + W_AT[k] + o * inputs;
+            REAL z = 0;
+            for (int i = 0; i < inputs; i++) z += weights[i] * before[s * inputs + i];
+            A[SAMPLES * LEVEL_AT[k] + e] = activated(ACTIVATION[k], z + parameters[B_AT[k] + o]);
+        }
+        __syncthreads();
+    }
+    // The last layer's activation is NONE: its logits, and from here on its dZ.
+    REAL* logits = A + SAMPLES * LEVEL_AT[LAYERS - 1];
+    if (threadIdx.x < count)
+        sample_losses[threadIdx.x] =
+            output(logits + threadIdx.x * OUTPUTS, targets, m, rows[place.now + first + threadIdx.x], place.n);
+    __syncthreads();
+    for (int e = threadIdx.x; e < count * OUTPUTS; e += blockDim.x) D[SAMPLES * LEVEL_AT[LAYERS - 1] + e] = logits[e];
+    __syncthreads();
+    for (int k = LAYERS - 1; k > 0; k--) {
+        const int width = WIDTH[k], inputs = WIDTH[k - 1];
+        const REAL* after = D + SAMPLES * LEVEL_AT[k];
+        for (int e = threadIdx.x; e < count * inputs; e += blockDim.x) {
+            const int s = e / inputs, i = e % inputs;
+            REAL dA = 0;
+            for (int o = 0; o < width; o++) dA += parameters[W_AT[k] + o * inputs + i] * after[s * width + o];
+            const int at = SAMPLES * LEVEL_AT[k - 1] + e;
+            D[at] = dA * derivative(ACTIVATION[k - 1], A[at]);
+        }
+        __syncthreads();
+    }
+
+    // What other blocks need: d, the first layer's dZ times the pixels' scale; this block's share of the rest's gradient.
+    for (int e = threadIdx.x; e < count * UNITS; e += blockDim.x) d[(long long)first * UNITS + e] = D[e] * SCALE;
+    REAL* gradient = gradients + (long long)blockIdx.x * REST;
+    for (int k = 0; k < LAYERS; k++) {
+        const int width = WIDTH[k], inputs = k ? WIDTH[k - 1] : 0;
+        const REAL* dZ = D + SAMPLES * LEVEL_AT[k];
+        const REAL* before = k ? A + SAMPLES * LEVEL_AT[k - 1] : A;
+        for (int e = threadIdx.x; e < width * (inputs + 1); e += blockDim.x) {
+            const int o = e % width, i = e / width;  // i == inputs: the bias
+            REAL g = 0;
+            for (int s = 0; s < count; s++) g += dZ[s * width + o] * (i < inputs ? before[s * inputs + i] : REAL(1));
+            gradient[i < inputs ? W_AT[k] + o * inputs + i : B_AT[k] + o] = g;
+        }
+    }
+    if (threadIdx.x == 0) {
+        REAL loss = 0;
+        for (int s = 0; s < count; s++) loss += sample_losses[s];
+        block_losses[blockIdx.x] = loss;
+    }
+}
+
+extern "C" __global__ void advance(int* base, int steps) { *base += steps; }
