@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catopt_xp.backend import Array, Backend
-from catopt_xp.engines.cuda_plan import CHUNK_STEPS, MIDDLE_THREADS, THREADS, chunk_end, places, plan_of
+from catopt_xp.engines.cuda_plan import CHUNK_STEPS, MIDDLE_THREADS, chunk_end, places, plan_of
 from catopt_xp.engines.panels import tree_sum
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.functional import pixel_scale
@@ -111,6 +111,7 @@ class CudaEngine(PlainEngine):
     """
 
     name = "panels"
+    tensor_cores = True  # where they fit
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class CudaEngine(PlainEngine):
         device: Device | None = None,
     ) -> None:
         super().__init__(model, optimizer, samples, targets, backend, settings)
-        self.plan = plan_of(model, optimizer, samples, max(self.lengths))
+        self.plan = plan_of(model, optimizer, samples, max(self.lengths), self.tensor_cores)
         self.device: Device = CupyDevice(backend) if device is None else device
         self.device.load(self.plan.source())
         self._buffers = {name: backend.zeros(shape, model.dtype) for name, shape in self.plan.buffer_shapes.items()}
@@ -225,7 +226,7 @@ class CudaEngine(PlainEngine):
         place = [self._rows, self._places, self._table, self._base, np.int32(ahead)]
         rest = [np.int32(plan.middle_blocks), buffers["gradients"], buffers["block_losses"], self.losses]
         arguments = [*data, *place, buffers["d"], parameters, *moments, buffers["part"], *rest]
-        self.device.launch("stream", plan.stream_grid, THREADS, arguments, plan.stream_shared)
+        self.device.launch("stream", plan.stream_grid, plan.threads, arguments, plan.stream_shared)
 
     # --- what others see ----------------------------------------------------------------------------------------------
 
@@ -249,7 +250,13 @@ class CudaEngine(PlainEngine):
         return scaled
 
     def versions(self) -> dict[str, str]:
-        return {"kernels": f"tiles of {self.plan.tile} features, chunks of {self.plan.chunk} samples"}
+        return {"kernels": f"{self.plan.products}, {self.plan.tile} features, {self.plan.samples} samples"}
 
 
-__all__ = ["CudaEngine", "CupyDevice", "Device"]
+class CoresEngine(CudaEngine):
+    """The same without tensor cores: what runs where theirs fail their check, and what they are held to."""
+
+    tensor_cores = False
+
+
+__all__ = ["CoresEngine", "CudaEngine", "CupyDevice", "Device"]

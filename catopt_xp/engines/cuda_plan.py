@@ -25,7 +25,7 @@ from catopt_xp.parameters import dtype_name
 
 Rows = NDArray[np.int64]
 
-THREADS = 128  # of a block of `stream`
+CORES_THREADS, TENSOR_THREADS = 128, 256  # of a block of `stream`
 MIDDLE_THREADS = 512
 MIDDLE_BLOCKS = 128  # at most; a block takes more samples of a larger batch
 MOST_GROUP = 32  # units of the first layer to a block: their gradients lie in registers
@@ -44,12 +44,14 @@ class CudaPlan:
     """The launches of a network's steps.
 
     `neuron_cnt`, `activations`: as for `DeepNetwork`; `optimizer`: the class whose rule is compiled in; `batch_size`:
-    the largest batch; `dtype`: the network's, by name; `sample_dtype`: the set's.
+    the largest batch; `dtype`: the network's, by name; `sample_dtype`: the set's; `tensor_cores`: whether products are
+    made by them where they can be, of uint8 pixels and a float32 network; `aligned`: the set begins at a multiple of 8
+    bytes.
 
     >>> from catopt_xp.optim import Adam
     >>> plan = CudaPlan((150528, 30, 20, 20, 1), ("relu", "relu", "relu", "sigmoid"), Adam, 64, "float32", "uint8")
     >>> plan.tiles, plan.stream_grid, plan.middle_blocks, plan.rest
-    (588, (597, 1), 64, 1091)
+    (588, (593, 1), 64, 1091)
     """
 
     neuron_cnt: Sequence[int]
@@ -58,6 +60,8 @@ class CudaPlan:
     batch_size: int
     dtype: str
     sample_dtype: str
+    tensor_cores: bool = True
+    aligned: bool = True
 
     @cached_property
     def scalars(self) -> list[str]:
@@ -70,9 +74,20 @@ class CudaPlan:
         return np.dtype(self.dtype).itemsize
 
     @property
+    def products(self) -> str:
+        """Which source makes a tile's products: tensor or cores."""
+        fit = (self.dtype, self.sample_dtype) == ("float32", "uint8")
+        return "tensor" if fit and self.tensor_cores else "cores"
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block of `stream`."""
+        return TENSOR_THREADS if self.products == "tensor" else CORES_THREADS
+
+    @property
     def tile(self) -> int:
         """Features of a block."""
-        return 2 * THREADS if self.dtype == "float32" else THREADS
+        return 256 if self.dtype == "float32" else 128
 
     @property
     def tiles(self) -> int:
@@ -126,7 +141,7 @@ class CudaPlan:
 
     @property
     def rest_blocks(self) -> int:
-        return -(-(self.rest + 1) // THREADS)  # one thread more sums the loss
+        return -(-(self.rest + 1) // self.threads)  # one thread more sums the loss
 
     @property
     def stream_grid(self) -> tuple[int, int]:
@@ -139,11 +154,20 @@ class CudaPlan:
     @property
     def x_shared(self) -> int:
         """Numbers of the room that d, x and the warps' sums use in turn."""
-        return self.chunk * max(self.tile + 4, THREADS // 32 * self._group_padded)
+        return self.chunk * max(self.tile + 4, self.threads // 32 * self._group_padded)
+
+    @property
+    def work_shared(self) -> int:
+        """Bytes of the room that d's terms and the warps' sums use in turn, with tensor cores."""
+        m_tiles = -(-self.group // 16)
+        terms, sums = 64 // 16 * m_tiles * 3 * 32 * 16, self.threads // 32 * 32 * (16 * m_tiles + 4) * 4
+        return max(terms, sums)
 
     @property
     def stream_shared(self) -> int:
         """Bytes of shared memory of a block of `stream`."""
+        if self.products == "tensor":
+            return self.work_shared + 4 * 64
         return (self._group_padded * (self.tile + 4) + self.x_shared) * self.itemsize + 4 * self.chunk
 
     @property
@@ -204,11 +228,13 @@ class CudaPlan:
             "SAMPLE": C_TYPES[self.sample_dtype],
             "TARGET": "long long" if softmax else real,
             "SCALE": f"{real}({pixel_scale(np.dtype(self.sample_dtype))!r})",
-            "THREADS": THREADS,
+            "THREADS": self.threads,
             "MIDDLE_THREADS": MIDDLE_THREADS,
             "TILE": self.tile,
             "CHUNK": self.chunk,
             "X_SHARED": self.x_shared,
+            "WORK_SHARED": self.work_shared,
+            "ALIGNED": int(self.aligned and self.neuron_cnt[0] % 8 == 0),
             "UNITS": self.units,
             "GROUP": self.group,
             "MOMENTS": len(self.optimizer.moment_names),
@@ -252,7 +278,12 @@ __device__ __forceinline__ void rule(REAL& p, REAL g, REAL& moment0, REAL& momen
 
     def source(self) -> str:
         """The whole text that is compiled."""
-        return self.prelude() + files("catopt_xp.engines").joinpath("step.cu").read_text(encoding="utf-8")
+        step, products = (
+            files("catopt_xp.engines").joinpath(f"{name}.cu").read_text(encoding="utf-8")
+            for name in ("step", self.products)
+        )
+        here = step.index("PRODUCTS")
+        return self.prelude() + step[:here] + products + step[step.index("\n", here) :]
 
 
 def places(m: int, batch_size: int, drop_last: bool, goes_on: bool) -> NDArray[np.int32]:
@@ -284,10 +315,22 @@ def chunk_end(start: int, batches: int, before: int, pause_every: int | None) ->
     return end
 
 
-def plan_of(model: DeepNetwork, optimizer: BaseOptimizer, samples: Array, batch_size: int) -> CudaPlan:
-    """The launches for these objects: arguments as for `PlainEngine`, and its largest batch."""
+def plan_of(
+    model: DeepNetwork, optimizer: BaseOptimizer, samples: Array, batch_size: int, tensor_cores: bool = True
+) -> CudaPlan:
+    """The launches for these objects: arguments as for `PlainEngine`, its largest batch, and as for `CudaPlan`."""
     neuron_cnt, activations = tuple(model.neuron_cnt), tuple(model.activation_func)
-    return CudaPlan(neuron_cnt, activations, type(optimizer), batch_size, model.dtype, dtype_name(samples))
+    kinds = model.dtype, dtype_name(samples)
+    return CudaPlan(
+        neuron_cnt, activations, type(optimizer), batch_size, *kinds, tensor_cores, address(samples) % 8 == 0
+    )
 
 
-__all__ = ["CHUNK_STEPS", "MIDDLE_THREADS", "THREADS", "CudaPlan", "chunk_end", "places", "plan_of"]
+def address(array: Array) -> int:
+    """Where an array begins, on whatever device."""
+    face = "__cuda_array_interface__" if hasattr(array, "__cuda_array_interface__") else "__array_interface__"
+    start: int = getattr(array, face)["data"][0]
+    return start
+
+
+__all__ = ["CHUNK_STEPS", "MIDDLE_THREADS", "CudaPlan", "chunk_end", "places", "plan_of"]

@@ -309,3 +309,11 @@ inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline unsigned __float_as_uint(float x) { return __builtin_bit_cast(unsigned, x); }
 inline float __uint_as_float(unsigned x) { return __builtin_bit_cast(float, x); }
+
+// Four bytes out of the eight of x and y, chosen by the nibbles of `selector`.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+    const unsigned long long both = (unsigned long long)y << 32 | x;
+    unsigned result = 0;
+    for (int k = 0; k < 4; k++) result |= unsigned(both >> (8 * (selector >> 4 * k & 7)) & 0xFF) << 8 * k;
+    return result;
+}
