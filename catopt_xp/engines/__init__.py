@@ -16,7 +16,7 @@ import warnings
 
 from catopt_xp.backend import Array, Backend
 from catopt_xp.engines.check import self_check
-from catopt_xp.engines.cuda import CudaEngine
+from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda_plan import plan_of
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
@@ -52,22 +52,23 @@ def choose_engine(
         raise ValueError(f'engine "panels" cannot run this: {obstacle}; leave engine at "auto"')
     if obstacle is None:
         assert isinstance(model, DeepNetwork)
-        make = _panel_engine(backend)
-        obstacle = _failure(make, model, optimizer, samples, backend)
-        if obstacle is None:
-            why = "as asked" if engine == "panels" else "the fastest that can run this"
-            return make(model, optimizer, samples, targets, backend, settings), why
-        warnings.warn(f"{obstacle}; the plain engine runs instead, slower", RuntimeWarning, stacklevel=2)
-    return PlainEngine(model, optimizer, samples, targets, backend, settings), obstacle
+        for make in _panel_engines(backend):
+            failure = _failure(make, model, optimizer, samples, backend)
+            if failure is None:
+                why = "as asked" if engine == "panels" else "the fastest that can run this"
+                return make(model, optimizer, samples, targets, backend, settings), obstacle or why
+            obstacle = f"the panel engine failed its check: {failure}"
+            warnings.warn(f"{obstacle}; a slower one runs instead", RuntimeWarning, stacklevel=2)
+    return PlainEngine(model, optimizer, samples, targets, backend, settings), obstacle or ""
 
 
-def _panel_engine(backend: Backend) -> type[PlainEngine]:
-    """The panel engine of a device."""
+def _panel_engines(backend: Backend) -> list[type[PlainEngine]]:
+    """The panel engines of a device, the fastest first."""
     if backend.name == "cupy":
-        return CudaEngine
+        return [CudaEngine, CoresEngine]
     from catopt_xp.engines.cpu import PanelEngine  # needs numba
 
-    return PanelEngine
+    return [PanelEngine]
 
 
 def _failure(
@@ -80,7 +81,7 @@ def _failure(
         if backend.name == "numpy":  # there is no other machine in between whose faults these could be
             raise
         failure = f"{type(error).__name__}, {' '.join(str(error).split())}"
-    return None if failure is None else f"the panel engine failed its check: {failure}"
+    return failure
 
 
 def panel_obstacle(
