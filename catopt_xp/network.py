@@ -170,6 +170,11 @@ class DeepNetwork(BaseRegressionModel):
             "dropout": self.dropout,
         }
 
+    @property
+    def kernel_obstacle(self) -> str | None:
+        """What of this network no kernel knows that makes forward, loss and backward itself, or None."""
+        return None
+
     def to(self, device: str | Backend) -> DeepNetwork:
         """A copy of this network on a device; this one stays where it is."""
         twin = type(self).__new__(type(self))
@@ -227,7 +232,7 @@ class DeepNetwork(BaseRegressionModel):
     def forward_rows(self, samples: Array, rows: Array | slice, train_mode: bool = True) -> Array:
         """`forward` of the chosen rows of a sample-major set (m, n_x) that lies on this network's device."""
         count = rows.stop - rows.start if isinstance(rows, slice) else rows.shape[0]
-        masks = self._dropout_masks(count) if train_mode and self.dropout else None
+        masks = self.dropout_masks(count) if train_mode and self.dropout else None
         batch = Batch(self.backend, self._float, samples, rows, count)
         trace = self._propagate(batch.times_weights(self.parameters["W0"]), masks)
         if train_mode:
@@ -240,7 +245,7 @@ class DeepNetwork(BaseRegressionModel):
         `Z`: `W0 X`, (units, m) in the network's dtype on its device, which is used up. Returns (n_out, m); keeps what
         `backward_to` needs, and applies dropout.
         """
-        masks = self._dropout_masks(Z.shape[1]) if self.dropout else None
+        masks = self.dropout_masks(Z.shape[1]) if self.dropout else None
         self._trace = self._propagate(Z, masks)
         return self._trace.probabilities
 
@@ -364,7 +369,7 @@ class DeepNetwork(BaseRegressionModel):
         if tuple(Y.shape) != expected:
             raise ValueError(f"Y has shape {tuple(Y.shape)}, expected {expected}: a column for each of {m} samples")
 
-    def _dropout_masks(self, count: int) -> list[Array]:
+    def dropout_masks(self, count: int) -> list[Array]:
         """One mask (units, m) per hidden layer: 0, or 1/(1 - dropout). A function of seed and position alone."""
         rng = np.random.Generator(np.random.PCG64([self.seed, DROPOUT_STREAM, *self.position]))
         keep, dtype = 1.0 - self.dropout, np.dtype(self.dtype).type

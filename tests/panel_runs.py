@@ -144,6 +144,21 @@ def numbers_of(result: TrainResult) -> dict[str, Array]:
     return state(result) | {"losses": np.array(result.history.mini_batch_loss)}
 
 
+def is_alive(engine: PlainEngine) -> bool:
+    """Whether every layer says something of some sample, as the weights are.
+
+    Where none does, the gradient of the last bias is a sum that may cancel, and Adam makes a step of what rounding
+    leaves of it: then numbers need not be equal.
+    """
+    X = engine.samples.T
+    model = engine.model
+    assert isinstance(model, DeepNetwork)
+    model.forward(X)
+    trace = model._trace
+    assert trace is not None
+    return all(A.any() for A in trace.outputs)
+
+
 # --- comparisons --------------------------------------------------------------------------------------------
 
 

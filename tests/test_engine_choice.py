@@ -144,17 +144,15 @@ PASS = "catopt_xp.engines.cpu.PanelEngine._pass"
 FAULTS: dict[str, tuple[str, Any]] = {
     "a gradient twice too large": (
         PASS,
-        altered(lambda rows, dZ, numbers, following: (rows, dZ * 2, numbers, following)),
+        altered(lambda rows, d, rule, following: (rows, d * 2, rule, following)),
     ),
     "a rate off by a ten-thousandth": (
         PASS,
-        altered(
-            lambda rows, dZ, numbers, after: (rows, dZ, numbers | {"rate": numbers.get("rate", 1) * 1.0001}, after)
-        ),
+        altered(lambda rows, d, rule, after: (rows, d, (rule[0]._replace(rate=rule[0].rate * 1.0001), rule[1]), after)),
     ),
     "one sample left out": (
         PASS,
-        altered(lambda rows, dZ, numbers, following: (rows[1:], dZ[:, 1:], numbers, following)),
+        altered(lambda rows, d, rule, following: (rows[1:], d[1:], rule, following)),
     ),
     "panels left out of the product": ("catopt_xp.engines.cpu.tree_sum", lambda blocks: blocks[0]),
     "pixels of another scale": ("catopt_xp.engines.cpu.pixel_scale", lambda dtype: 1 / 256),
@@ -220,6 +218,16 @@ def test_compiled_code_is_kept_for_the_next_process(kept: tuple[Path, str]) -> N
     assert {path.suffix for path in before} == {".nbi", ".nbc"}
     assert python(PROGRAM, NUMBA_CACHE_DIR=str(folder)) == first
     assert files() == before  # nothing was compiled anew
+
+
+def test_each_index_of_kept_code_is_of_one_code_alone(kept: tuple[Path, str], tmp_path: Path) -> None:
+    """Two processes that add to one index at once can each be handed the other's code later."""
+    shutil.copytree(kept[0], tmp_path, dirs_exist_ok=True)
+    python(PROGRAM.replace("total_epoch", 'optimizer="gd", total_epoch'), NUMBA_CACHE_DIR=str(tmp_path))
+    names = [path.name.removesuffix(".nbi") for path in tmp_path.rglob("*.nbi")]
+    assert len(names) == 4  # the pass over the panels and the rest, for two optimizers
+    for name in names:
+        assert len(list(tmp_path.rglob(f"{name}.*.nbc"))) == 1
 
 
 def test_without_a_folder_for_compiled_code_training_works(kept: tuple[Path, str]) -> None:

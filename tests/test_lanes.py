@@ -13,9 +13,12 @@ from numba import njit
 from numba.core.codegen import get_host_cpu_features
 from panel_runs import OPTIONS, Array, Case, python, run, state
 
-from catopt_xp.engines import LEAST_EPS, PlainEngine, cpu, panels
+from catopt_xp.engines import LEAST_EPS, PlainEngine, panels
+from catopt_xp.engines.compiled import NUMBERS
 from catopt_xp.engines.cpu import PanelEngine
-from catopt_xp.engines.lanes import FLUSHES, flush_subnormals, restore, update
+from catopt_xp.engines.lanes import flush_subnormals, restore
+from catopt_xp.engines.updates import update
+from catopt_xp.engines.vectors import X86 as FLUSHES
 from catopt_xp.optim import OPTIMIZERS, BaseOptimizer
 
 # --- the rules, value by value ------------------------------------------------------------------------------
@@ -46,7 +49,7 @@ def both_rules(
     whole = panels.padded(count, panels.STRIP)  # numbers in whole strips
     ours, theirs = ([np.resize(x, whole).astype(dtype) for x in arrays] for _ in range(2))
     g, p, *moments = ours
-    compiled_update(p, tuple(moments), g, cpu.NUMBERS[kind](**scalars), decay)
+    compiled_update(p, tuple(moments), g, NUMBERS[kind](**scalars), decay)
     g, p, *moments = theirs
     with np.errstate(all="ignore"):
         if decay:
@@ -118,9 +121,9 @@ def test_a_kernel_has_its_rule_s_numbers_that_are_not_finite(values: list[float]
 
 
 def test_every_optimizer_has_a_kernel_here() -> None:
-    assert set(cpu.NUMBERS) == {kind for kind, _ in OPTIMIZERS.values()}
+    assert set(NUMBERS) == {kind for kind, _ in OPTIMIZERS.values()}
     assert {optimizer for optimizer, _ in OPTIONS.values()} == set(OPTIMIZERS)
-    for kind, numbers in cpu.NUMBERS.items():
+    for kind, numbers in NUMBERS.items():
         optimizer = kind({"W0": np.zeros((1, 1))}, 1e-3)
         assert list(optimizer.advance()) == list(numbers._fields)
 
@@ -177,12 +180,12 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Checks the engine with the vectors of another processor, and says how long they are.
 CHECK = """
 import numpy as np
-from catopt_xp.engines import lanes
+from catopt_xp.engines import vectors
 from catopt_xp.engines.check import self_check
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import Adam, Momentum
-print(lanes.VECTOR_BYTES)
+print(vectors.VECTOR_BYTES)
 for kind, samples, dtype, options in (
     (Adam, "uint8", "float32", {}),
     (Momentum, "float32", "float32", {"nesterov": True}),

@@ -348,8 +348,8 @@ def test_masks_are_a_function_of_seed_and_position() -> None:
 
 def test_masks_are_inverted_one_for_each_hidden_layer_and_equal_on_every_device(backend: Backend) -> None:
     model = DeepNetwork([4, 50, 40, 2], ["relu", "tanh", "sigmoid"], dropout=0.2, device=backend)
-    masks = [backend.to_host(mask) for mask in model._dropout_masks(200)]
-    for mask, units, own in zip(masks, (50, 40), model.to("cpu")._dropout_masks(200), strict=True):
+    masks = [backend.to_host(mask) for mask in model.dropout_masks(200)]
+    for mask, units, own in zip(masks, (50, 40), model.to("cpu").dropout_masks(200), strict=True):
         assert mask.shape == (units, 200)
         assert mask.dtype == np.float32
         assert set(np.unique(mask)) == {np.float32(0), np.float32(1) / np.float32(0.8)}

@@ -278,8 +278,8 @@ def test_every_step_has_a_dropout_mask_of_its_own() -> None:
     masks: list[bytes] = []
 
     class Watched(DeepNetwork):
-        def _dropout_masks(self, count: int) -> list[Any]:
-            drawn = super()._dropout_masks(count)
+        def dropout_masks(self, count: int) -> list[Any]:
+            drawn = super().dropout_masks(count)
             masks.append(drawn[0][:, :12].tobytes())  # the last batch has 12 samples
             return drawn
 

@@ -6,20 +6,15 @@ extra; its compiled code is kept on disk, so only the first run on a machine wai
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import pickle
-from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numba
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from catopt_xp.backend import Array, Backend
-from catopt_xp.engines import lanes
+from catopt_xp.engines.compiled import NUMBERS, Compiled
 from catopt_xp.engines.lanes import (
     GRADIENT_ROWS,
     PRODUCT_ROWS,
@@ -29,16 +24,17 @@ from catopt_xp.engines.lanes import (
     gradient,
     prefetch,
     product,
-    register_rule,
     restore,
     take_number,
-    update,
 )
 from catopt_xp.engines.panels import PANEL, STRIP, STRIPS, Split, aligned_zeros, padded, tree_sum
 from catopt_xp.engines.plain import PlainEngine, Settings
+from catopt_xp.engines.rest import Rest, Rule
+from catopt_xp.engines.updates import update
+from catopt_xp.engines.vectors import VECTOR_BYTES
 from catopt_xp.functional import pixel_scale
 from catopt_xp.network import DeepNetwork
-from catopt_xp.optim import Adam, BaseOptimizer, GradientDescent, Momentum, RMSProp
+from catopt_xp.optim import BaseOptimizer
 from catopt_xp.threads import run_workers
 
 Rows = NDArray[np.int64]
@@ -51,60 +47,12 @@ LEVELS = 4  # sums of a task's tree that wait at a time: tasks have at most 8 pa
 LEAST_WORK = 2_000_000  # multiplications that pay for another thread
 AHEAD = 4 * STRIP  # columns between what is read and what is asked for
 
-# The numbers of each rule, in the order of `scalars()`. A class of their own each: it tells `update` which rule to run.
-GradientDescentNumbers = namedtuple("GradientDescentNumbers", ["lr"])
-MomentumNumbers = namedtuple("MomentumNumbers", ["rate", "beta", "alpha", "nesterov"])
-RMSPropNumbers = namedtuple("RMSPropNumbers", ["rate", "beta", "alpha", "c", "eps_in", "eps_out"])
-AdamNumbers = namedtuple("AdamNumbers", ["rate", "beta1", "alpha1", "beta2", "alpha2", "c2", "eps_in", "eps_out"])
-NUMBERS: dict[type[BaseOptimizer], Any] = {
-    GradientDescent: GradientDescentNumbers,
-    Momentum: MomentumNumbers,
-    RMSProp: RMSPropNumbers,
-    Adam: AdamNumbers,
-}
-for _optimizer, _numbers in NUMBERS.items():
-    register_rule(_numbers.__name__, _optimizer.moment_names, _optimizer.kernel)
-
-
-class _Compiled:
-    """A function compiled at its first call, and kept on disk; where that fails, compiled anew in each process."""
-
-    def __init__(self, function: Callable[..., None]) -> None:
-        # Kept code is found by name and by its own file's date; the name says what else it was made of.
-        sources = inspect.getsource(lanes) + "".join(optimizer.kernel for optimizer in NUMBERS)
-        function.__qualname__ += f"_{hashlib.sha256(sources.encode()).hexdigest()[:12]}"
-        options = {"nogil": True, "error_model": "numpy"}
-        self._fresh = njit(function, **options)
-        try:
-            self._call = njit(function, cache=True, **options)
-        except RuntimeError:  # numba's word for "no folder to keep it in"
-            self._call = self._fresh
-
-    def __call__(self, *arguments: Any) -> None:
-        try:
-            self._call(*arguments)
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
-            # A full disk, or damaged files of earlier runs: the function itself raises nothing, and has not begun.
-            if self._call is self._fresh:
-                raise
-            self._call = self._fresh
-            self._call(*arguments)
-
-
-@njit(nogil=True, error_model="numpy")
-def _fill(X: Any, row: int, column: int, x: Any, x0: int) -> None:
-    """A strip of one sample as floats; columns beyond the last are 0."""
-    if column + STRIP <= X.shape[1]:
-        convert(X, row * X.shape[1] + column, x, x0)
-        return
-    for j in range(STRIP):
-        x[x0 + j] = X[row, column + j] if column + j < X.shape[1] else 0
-
 
 def _work(
     X: Any,
     now: Any,
     d: Any,
+    d_units: int,
     numbers: Any,
     decay: Any,
     W: Any,
@@ -124,7 +72,7 @@ def _work(
     packed, flat; Z: for each task its sum of products, flat; length: panels in a task; x, g, z: room to work in.
     """
     before = flush_subnormals()
-    n_x, d_units = X.shape[1], padded_units(units)
+    n_x = X.shape[1]
     strips = -(-n_x // STRIP)
     panels = -(-strips // STRIPS)
     across = -(-units // PRODUCT_UNITS)
@@ -135,18 +83,18 @@ def _work(
         first_panel = task * length
         if first_panel >= panels:
             break
-        count = min(length, panels - first_panel)
+        count = length if first_panel + length <= panels else panels - first_panel
         for q in range(count):
             first = (first_panel + q) * STRIPS
-            stop = min(first + STRIPS, strips)
+            stop = first + STRIPS if first + STRIPS <= strips else strips
 
             # Gradient and update, strip by strip; of a large batch, the gradient's sum waits in g.
             for a in range(0, len(now), SAMPLES):
-                n = min(SAMPLES, len(now) - a)
+                n = SAMPLES if a + SAMPLES <= len(now) else len(now) - a
                 for s in range(first, stop):
                     for i in range(n):
                         prefetch(X, now[a + i] * n_x + s * STRIP + AHEAD, STRIP)
-                        _fill(X, now[a + i], s * STRIP, x, i * STRIDE)
+                        convert(X, now[a + i] * n_x + s * STRIP, n_x - s * STRIP, x, i * STRIDE)
                     g0 = (s - first) * d_units * STRIP
                     for h in range(0, d_units, GRADIENT_ROWS):
                         gradient(d, a * d_units + h, d_units, x, 0, STRIDE, n, g, g0 + h * STRIP, a)
@@ -155,11 +103,12 @@ def _work(
 
             # The next batch's product with the fresh weights, some samples at a time.
             for i in range(0, len(following), PRODUCT_ROWS):
-                for k in range(i, min(i + PRODUCT_ROWS, len(following))):
-                    if k + PRODUCT_ROWS < len(following):
-                        prefetch(X, following[k + PRODUCT_ROWS] * n_x + first * STRIP, (stop - first) * STRIP)
+                for r in range(PRODUCT_ROWS if i + PRODUCT_ROWS <= len(following) else len(following) - i):
+                    if i + r + PRODUCT_ROWS < len(following):
+                        prefetch(X, following[i + r + PRODUCT_ROWS] * n_x + first * STRIP, (stop - first) * STRIP)
                     for s in range(first, stop):
-                        _fill(X, following[k], s * STRIP, x, (k - i) * PANEL_STRIDE + (s - first) * STRIP)
+                        from_here = following[i + r] * n_x + s * STRIP
+                        convert(X, from_here, n_x - s * STRIP, x, r * PANEL_STRIDE + (s - first) * STRIP)
                 for t in range(across):
                     w0 = (first * units + t * PRODUCT_UNITS) * STRIP
                     z0 = fresh + (i // PRODUCT_ROWS * across + t) * PRODUCT_ROWS * PRODUCT_UNITS
@@ -182,19 +131,21 @@ def _work(
     restore(before)
 
 
-@njit(nogil=True, error_model="numpy")
-def padded_units(units: int) -> int:
-    """Units rounded up to whole blocks of the gradient."""
-    return -(-units // GRADIENT_ROWS) * GRADIENT_ROWS
+WORK = Compiled(_work)
 
 
-_run_panels = _Compiled(_work)
+def _decay(optimizer: BaseOptimizer) -> tuple[float, ...]:
+    """What `update` is to do before the rule, at the present step: nothing, or (l2, factor of the weights)."""
+    if optimizer.l2 or optimizer.weight_decay:
+        return optimizer.l2, 1.0 - optimizer.learning_rate * optimizer.weight_decay
+    return ()
 
 
 class PanelEngine(PlainEngine):
     """The steps of an epoch by passes over feature panels; arguments as for `PlainEngine`, within `unsupported`.
 
-    While it runs, W0 and its moments are kept packed by panel; `settle` writes them back.
+    While it runs, W0 and its moments are kept packed by panel, and a small rest of the network packed too; `settle`
+    writes them back.
     """
 
     name = "panels"
@@ -222,10 +173,15 @@ class PanelEngine(PlainEngine):
         self._state = [aligned_zeros(numbers + spare, self.dtype, skew=k * 21 * 64) for k in range(count)]
         self._packed = False
         self._following: Rows | None = None  # the rows whose product `_Z` is, with the weights as they are
-        self._Z: Floats | None = None
+        self._Z: Floats | None = None  # (units, rows), before scaling
         self._room: dict[int, tuple[Floats, Floats, Floats]] = {}
         self._counter = np.zeros(1, dtype=np.int64)
-        self._d = aligned_zeros(max(self.lengths) * padded_units(units), self.dtype)
+        d_units = padded(units, GRADIENT_ROWS)
+        self._d = aligned_zeros(max(self.lengths) * d_units, self.dtype).reshape(-1, d_units)
+        example = self._numbers(*[1.0] * len(self._numbers._fields))
+        self._run_panels = WORK.for_types(samples, self._state[0], example, _decay(optimizer))
+        knows = Rest.knows(model)
+        self._rest = Rest(model, optimizer, example, targets, max(self.lengths)) if knows else None
 
     # --- steps ----------------------------------------------------------------------------------------------------
 
@@ -243,59 +199,63 @@ class PanelEngine(PlainEngine):
 
     def _step(self, position: tuple[int, int], rows: Rows, following: Rows) -> None:
         """One update, in the order of the design: dZ0 from the old weights, the rest of the net, then the panels."""
-        model, optimizer = self.network, self.optimizer
-        model.position = position
-        Z = self._product(rows)  # (units, n)
-        model.forward_from(Z)
-        loss, dZ = model.backward_to(self.targets[:, rows])  # (units, n)
+        optimizer = self.optimizer
+        self.network.position = position
+        Z = self._product(rows)
         scalars = optimizer.advance()
-        optimizer.update_after("W0", model.get_grad_dict(), scalars)
-        self._pass(rows, dZ, scalars, following)
-        self.losses[position[1]] = loss
+        d, rule = self._d[: len(rows)], (self._numbers(**scalars), _decay(optimizer))
+        if self._rest is None:
+            self.losses[position[1]] = self._by_formulas(Z, rows, scalars, d)
+        else:
+            self.losses[position[1]] = self._rest.step(Z, self.scale, self.targets, rows, rule, d)
+        self._pass(rows, d, rule, following)
+
+    def _by_formulas(self, Z: Floats, rows: Rows, scalars: dict[str, float], d: Floats) -> Any:
+        """Forward, loss, backward and update of the rest as the network and the optimizer write them; the loss."""
+        self.network.forward_from(Z * self.scale)
+        loss, dZ = self.network.backward_to(self.targets[:, rows])  # (units, n)
+        self.optimizer.update_after("W0", self.network.get_grad_dict(), scalars)
+        np.multiply(dZ.T, self.scale, out=d[:, : self.split.units])
+        return loss
 
     def _product(self, rows: Rows) -> Floats:
-        """`W0 X` of the rows, (units, n): what the last pass left, or else the same by a pass without an update."""
+        """`W0 X` of the rows before scaling, (units, n): what the last pass left, or else a pass without an update."""
         if not self._packed:
             self._pack()
         if self._Z is None or self._following is None or not np.array_equal(self._following, rows):
-            nothing = np.zeros((self.split.units, 0), dtype=self.dtype)
-            self._pass(rows[:0], nothing, dict.fromkeys(self._numbers._fields, 1.0), rows)
+            no_rule = self._numbers(*[1.0] * len(self._numbers._fields)), ()
+            self._pass(rows[:0], self._d[:0], no_rule, rows)
         assert self._Z is not None
         return self._Z
 
-    def _pass(self, rows: Rows, dZ: Floats, scalars: dict[str, float], following: Rows) -> None:
-        """Gradient and update with dZ (units, n) of `rows`, and the product of the `following` ones."""
-        units, optimizer, n, k = self.split.units, self.optimizer, len(rows), len(following)
-        d = self._d[: n * padded_units(units)]
-        d.reshape(n, padded_units(units))[:, :units] = dZ.T * self.scale
-        decay: tuple[float, ...] = ()
-        if optimizer.l2 or optimizer.weight_decay:
-            decay = (optimizer.l2, 1.0 - optimizer.learning_rate * optimizer.weight_decay)
+    def _pass(self, rows: Rows, d: Floats, rule: Rule, following: Rows) -> None:
+        """Gradient and update with d (n, padded units) of `rows`, and the product of the `following` ones."""
+        units, n, k = self.split.units, len(rows), len(following)
         size = padded(k, PRODUCT_ROWS) * padded(units, PRODUCT_UNITS)
         length = self.split.task_length(size)
         tasks = -(-self.split.panels // length)
         Z = np.empty((tasks, size), dtype=self.dtype)
         self._counter[0] = 0
         W, *moments = self._state
-        numbers = self._numbers(**scalars)
-        shared = (self.samples, rows, d, numbers, decay, W, tuple(moments), units, following, Z.reshape(-1))
+        batch = self.samples, rows, d.reshape(-1), d.shape[1]
+        shared = (*batch, *rule, W, tuple(moments), units, following, Z.reshape(-1))
 
         def work(worker: int) -> None:
-            _run_panels(*shared, length, self._counter, *self._room_for(worker, size))
+            self._run_panels(*shared, length, self._counter, *self._room_for(worker, size))
 
-        run_workers(work, min(tasks, 1 + units * self.split.n_x * (n + k + 8) // LEAST_WORK))
         self._Z, self._following = None, None
+        run_workers(work, min(tasks, 1 + units * self.split.n_x * (n + k + 8) // LEAST_WORK))
         if k:
             blocks = tree_sum(Z).reshape(-1, padded(units, PRODUCT_UNITS) // PRODUCT_UNITS, PRODUCT_ROWS, PRODUCT_UNITS)
             by_unit = blocks.transpose(1, 3, 0, 2).reshape(-1, padded(k, PRODUCT_ROWS))
-            self._Z, self._following = by_unit[:units, :k] * self.scale, following
+            self._Z, self._following = by_unit[:units, :k], following
 
     def _room_for(self, worker: int, size: int) -> tuple[Floats, Floats, Floats]:
         """Arrays for a worker to work in: samples as floats, a panel's gradient, products that wait for others."""
         room = self._room.get(worker)
         if room is None or len(room[2]) < (LEVELS + 1) * size:
             x = aligned_zeros(max(SAMPLES * STRIDE, PRODUCT_ROWS * PANEL_STRIDE), self.dtype)
-            g = aligned_zeros(STRIPS * padded_units(self.split.units) * STRIP, self.dtype)
+            g = aligned_zeros(STRIPS * self._d.shape[1] * STRIP, self.dtype)
             room = self._room[worker] = (x, g, aligned_zeros((LEVELS + 1) * size, self.dtype))
         return room
 
@@ -312,20 +272,25 @@ class PanelEngine(PlainEngine):
     def _pack(self) -> None:
         for W, packed in self._arrays():
             self.split.pack(W, packed)
+        if self._rest is not None:
+            self._rest.pack()
         self._packed, self._Z = True, None
 
     def next_product(self) -> Floats:
         """`W0 X` of the batch that follows, (units, its samples)."""
         assert self._Z is not None
-        return self._Z.copy()
+        scaled: Floats = self._Z * self.scale
+        return scaled
 
     def versions(self) -> dict[str, str]:
-        return {"numba": numba.__version__, "vector": f"{8 * lanes.VECTOR_BYTES} bits"}
+        return {"numba": numba.__version__, "vector": f"{8 * VECTOR_BYTES} bits"}
 
     def settle(self) -> None:
         if self._packed:
             for W, packed in self._arrays():
                 self.split.unpack(packed, W)
+            if self._rest is not None:
+                self._rest.unpack()
             self._packed, self._Z = False, None
 
 
