@@ -60,9 +60,8 @@ def sets() -> Iterator[None]:
     drop_sets()
 
 
-def measure(benchmark: Any, runner: Steps, work: Workload, floor: Floor) -> float:
-    """Times some steps, after a warm-up; the seconds per epoch, also noted with where they come from."""
-    count = STEPS[work.batch_size]
+def measure(benchmark: Any, runner: Steps, work: Workload, floor: Floor, count: int) -> float:
+    """Times so many steps, after a warm-up; the seconds per epoch, also noted with where they come from."""
     rounds = SLOW_ROUNDS
     if seconds_of(runner, count) < BUDGET:  # a first call is slower than those that follow
         rounds = int(np.clip(BUDGET / seconds_of(runner, count), *ROUNDS))
@@ -93,7 +92,7 @@ def compete(benchmark: Any, name: str, work: Workload, threads: int, floor: Floo
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
     contender = CONTENDERS[name](work, threads)
-    seconds = measure(benchmark, contender, work, floor)
+    seconds = measure(benchmark, contender, work, floor, STEPS[work.batch_size])
     benchmark.extra_info |= {"threads": threads, "versions": contender.versions(), "difference": agreed[name]}
     assert seconds > 0
     assert np.isfinite(contender.losses()).all()
@@ -140,16 +139,19 @@ class OnDevice:
         self.engine, self.why = choose_engine("auto", network, optimizer, samples, targets, backend, settings)
         self._running = self._epochs()
 
-    def _epochs(self) -> Iterator[None]:
+    def _epochs(self) -> Iterator[int]:
+        """How many steps were made, each time that the engine answers: on a GPU it makes some dozens at a time."""
         for epoch in itertools.count():
-            order, following = self.work.order(epoch), self.work.order(epoch + 1)
-            for _ in self.engine.steps(epoch, order, following=following):
-                yield
+            order, following, before = self.work.order(epoch), self.work.order(epoch + 1), 0
+            for done in self.engine.steps(epoch, order, following=following):
+                yield done - before
+                before = done
 
     def steps(self, count: int) -> None:
         with self.backend.activate():
-            for _ in itertools.islice(self._running, count):
-                pass
+            while count > 0:
+                count -= next(self._running)
+            assert count == 0, "the engine made more steps than were asked for"
             self.backend.synchronize()
 
 
@@ -174,6 +176,6 @@ def test_on_gpu(batch_size: int, gpu: Backend, floor: Floor, threads: int, bench
     assert difference_of_losses(gpu, threads) <= TOLERANCE
     work = Workload(batch_size=batch_size)
     runner = OnDevice(work, gpu)
-    seconds = measure(benchmark, runner, work, floor)
+    seconds = measure(benchmark, runner, work, floor, work.batches)
     benchmark.extra_info |= {"device": str(gpu.device), "engine": runner.engine.name, "floor_of": "the CPU"}
     assert seconds > 0

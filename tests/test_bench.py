@@ -189,8 +189,21 @@ def test_the_floor_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1e8 < floor.bandwidth < 1e13
     assert 1e8 < floor.rate < 1e15
     assert "GB/s" in str(floor)
+    now = measure_floor(THREADS, in_turn=True)
+    assert 1e8 < now.bandwidth < 1e13
+    assert 1e8 < now.rate < 1e15
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert measure_floor(1).traffic_by == "NumPy, in-place operations"
+
+
+def test_the_best_of_many_measurements_is_the_floor_and_the_median_of_some_is_that_of_a_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = itertools.cycle([5.0, 1.0, 3.0, 4.0, 2.0])
+    monkeypatch.setattr("catopt_xp.bench.floor._seconds", lambda work: next(seconds))
+    monkeypatch.setattr("catopt_xp.bench.floor.TURN_SWEEPS", 5)
+    best, now = measure_floor(1), measure_floor(1, in_turn=True)
+    assert best.bandwidth == pytest.approx(3 * now.bandwidth)
 
 
 def test_the_floor_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,7 +234,8 @@ def test_the_floor_of_an_epoch() -> None:
 @pytest.fixture
 def small_floor(monkeypatch: pytest.MonkeyPatch) -> Floor:
     floor = Floor(bandwidth=50e9, rate=100e9, threads=1, traffic_by="numba", product_by="one product")
-    monkeypatch.setattr(table, "measure_floor", lambda threads: floor)
+    slower = dataclasses.replace(floor, bandwidth=floor.bandwidth / 2, rate=floor.rate / 2)
+    monkeypatch.setattr(table, "measure_floor", lambda threads, in_turn=False: slower if in_turn else floor)
     return floor
 
 
@@ -247,6 +261,8 @@ def test_the_table_is_complete(small_floor: Floor, tmp_path: Path) -> None:
             assert min(timed["turns"]) <= timed["seconds_per_epoch"] <= max(timed["turns"])
             assert 1 <= timed["steps_timed"] <= row["steps"]
             assert timed["of_floor"] == pytest.approx(timed["seconds_per_epoch"] / row["floor_seconds"])
+            assert timed["of_floor_in_turns"] == pytest.approx(timed["of_floor"] / 2)
+        assert row["floor_turns"] == [pytest.approx(2 * row["floor_seconds"])] * 2
         assert row["contenders"]["plain"]["ratio"] == 1.0
     assert sum(text.startswith("batch ") for text in said) == 3
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catopt_xp.bench.contenders import CONTENDERS, OurEngine
 from catopt_xp.bench.workload import Workload
@@ -40,21 +41,40 @@ def check_agreement(names: Sequence[str], threads: int, workload: Workload | Non
         contender = CONTENDERS[name](work, threads)
         contender.steps(STEPS - 5)
         contender.steps(5)  # it goes on where it ended
-        reference = _reference(work, threads, contender.convention)
-        losses = contender.losses()
-        if losses.shape != reference.shape:
-            raise BenchError(f"{name} made {losses.size} steps of {STEPS}: it is not timed")
-        difference = float(np.max(np.abs(losses - reference) / reference))
-        if not difference <= TOLERANCE:
-            raise BenchError(
-                f"{name} does not compute the same: a loss differs by {difference:.1e} of its size, at most"
-                f" {TOLERANCE:g} is allowed; mend it, or leave it out"
-            )
-        differences[name] = difference
+        reference = reference_losses(work, threads, contender.convention)
+        differences[name] = difference(name, contender.losses(), reference)
     return differences
 
 
-def _reference(work: Workload, threads: int, convention: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def reference_losses(
+    work: Workload, threads: int, convention: str = "chapter", steps: int = STEPS
+) -> NDArray[np.float64]:
+    """What the others are held to: the losses of the first `steps` updates by the plain engine in float64, on a CPU.
+
+    >>> reference_losses(small_workload(), threads=1, steps=3).shape
+    (3,)
+    """
     plain = OurEngine("plain", dataclasses.replace(work, dtype="float64"), threads, convention)
-    plain.steps(STEPS)
+    plain.steps(steps)
     return plain.losses()
+
+
+def difference(
+    name: str, losses: NDArray[np.float64], reference: NDArray[np.float64], tolerance: float = TOLERANCE
+) -> float:
+    """The largest difference of a contender's losses from the reference's, relative to these.
+
+    Raises BenchError naming the contender where it is beyond `tolerance`, or where losses are missing.
+
+    >>> difference("panels", np.array([0.7, 0.6]), np.array([0.7, 0.6]))
+    0.0
+    """
+    if losses.shape != reference.shape:
+        raise BenchError(f"{name} made {losses.size} steps of {reference.size}: it is not timed")
+    largest = float(np.max(np.abs(losses - reference) / reference))
+    if not largest <= tolerance:
+        raise BenchError(
+            f"{name} does not compute the same: a loss differs by {largest:.1e} of its size, at most"
+            f" {tolerance:g} is allowed; mend it, or leave it out"
+        )
+    return largest

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from catopt_xp.bench.workload import Rows, Workload
+from catopt_xp.data.order import batches
+
+ORDERS = 16
 
 
 class Contender(abc.ABC):
@@ -62,6 +65,38 @@ class Peer(Contender):
 
     def losses(self) -> NDArray[np.float64]:
         return np.array(self._losses, dtype=np.float64)
+
+
+class EpochContender(Contender):
+    """A contender that makes whole epochs, and brings their losses to the host at the end of each, as training does.
+
+    After ORDERS epochs the row orders come again: drawing them is no part of the time that is taken.
+    """
+
+    def __init__(self, workload: Workload, threads: int) -> None:
+        super().__init__(workload, threads)
+        self.slices = batches(workload.m, workload.batch_size)
+        self._orders = [workload.order(epoch) for epoch in range(ORDERS)]
+        self._past: list[NDArray[np.float64]] = []  # losses by epoch
+
+    def order(self, epoch: int) -> Rows:
+        """The order of the rows in an epoch, (m,)."""
+        return self._orders[epoch % ORDERS]
+
+    def steps(self, count: int) -> None:
+        """As `Contender.steps`; raises ValueError where `count` updates are not whole epochs."""
+        epochs, rest = divmod(count, self.workload.batches)
+        if rest:
+            raise ValueError(f"{count} steps are not whole epochs of {self.workload.batches}")
+        for _ in range(epochs):
+            self._past.append(self._make(len(self._past)))
+
+    @abc.abstractmethod
+    def _make(self, epoch: int) -> NDArray[np.float64]:
+        """The updates of an epoch; its mini-batch losses, once all is done."""
+
+    def losses(self) -> NDArray[np.float64]:
+        return np.concatenate([np.zeros(0), *self._past])
 
 
 @contextmanager

@@ -8,8 +8,10 @@ reference network. `python -m catopt_xp.bench.floor` prints them.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,7 @@ from catopt_xp.optim import OPTIMIZERS
 from catopt_xp.threads import deal
 
 Floats = NDArray[np.float32]
+Choice = Callable[[Sequence[float]], float]  # of several times of the same work
 
 NUMBERS = 4_515_840  # of the reference network's first layer, 30 x 150,528
 PANEL_NUMBERS = 30 * 1024  # worked on at a time
@@ -35,6 +38,7 @@ STATE_ARRAYS = 3  # Adam's: weights and two moments
 READ_AND_WRITTEN = 8  # bytes for each float32 of the state
 SIDE = 2000  # of the square matrices that are multiplied
 SWEEPS, PRODUCTS = 50, 4  # repeats; the best one counts
+TURN_SWEEPS, TURN_PRODUCTS = 9, 1  # in a turn between others; the median counts
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,7 @@ class Floor:
         >>> round(floor.seconds(Workload(batch_size=64)), 3)
         0.19
         """
-        weights = work.n_x * work.hidden[0]
-        state = READ_AND_WRITTEN * weights * (1 + len(OPTIMIZERS[work.optimizer][0].moment_names))
-        return work.batches * state / self.bandwidth + 4 * weights * work.m / self.rate
+        return work.batches * state_bytes(work) / self.bandwidth + operations(work) / self.rate
 
     def better(self, other: Floor) -> Floor:
         """The better of two measurements, each speed by itself: other programs only ever slow them down."""
@@ -74,18 +76,40 @@ class Floor:
         )
 
 
-def measure_floor(threads: int) -> Floor:
-    """Measures both speeds on so many threads; about two seconds."""
+def state_bytes(work: Workload) -> int:
+    """Bytes of a step: the first layer's weights and moments, read and written once.
+
+    >>> state_bytes(Workload()) / 1e6
+    108.38016
+    """
+    return READ_AND_WRITTEN * work.n_x * work.hidden[0] * (1 + len(OPTIMIZERS[work.optimizer][0].moment_names))
+
+
+def operations(work: Workload) -> int:
+    """Operations of an epoch: each sample multiplied with the first layer twice, forward and for the gradient.
+
+    >>> operations(Workload()) / 1e9
+    36.12672
+    """
+    return 4 * work.n_x * work.hidden[0] * work.m
+
+
+def measure_floor(threads: int, in_turn: bool = False) -> Floor:
+    """Measures both speeds on so many threads; about two seconds.
+
+    `in_turn`: not what the machine can reach, but what it reaches now, which other programs may share: medians of a few
+    repeats, in a quarter of a second.
+    """
+    sweeps, products, choose = (TURN_SWEEPS, TURN_PRODUCTS, statistics.median) if in_turn else (SWEEPS, PRODUCTS, min)
     with ThreadPoolExecutor(threads) as pool, threadpool_limits(threads, user_api="blas"):
-        bandwidth, traffic_by = _bandwidth(pool, threads)
-        rate, product_by = _product_rate(pool, threads)
+        bandwidth, traffic_by = _bandwidth(pool, threads, sweeps, choose)
+        rate, product_by = _product_rate(pool, threads, products, choose)
     return Floor(bandwidth, rate, threads, traffic_by, product_by)
 
 
-def _bandwidth(pool: ThreadPoolExecutor, threads: int) -> tuple[float, str]:
+def _bandwidth(pool: ThreadPoolExecutor, threads: int, repeats: int, choose: Choice) -> tuple[float, str]:
     """Bytes per second of an in-place pass over three arrays, panel by panel, and with what."""
-    # As the panel engine has them: vectors that cross no cache line, arrays that start elsewhere within a page.
-    state = [aligned_zeros(NUMBERS, np.float32, skew=k * 21 * 64) for k in range(STATE_ARRAYS)]
+    state = _state()
     compiled = importlib.util.find_spec("numba") is not None
     sweep: Callable[..., None] = _compiled_sweep() if compiled else _numpy_sweep
     starts = range(0, NUMBERS, PANEL_NUMBERS)
@@ -96,8 +120,14 @@ def _bandwidth(pool: ThreadPoolExecutor, threads: int) -> tuple[float, str]:
     def pass_over_all() -> None:
         _all_at_once(pool, tasks)
 
-    seconds = min(_seconds(pass_over_all) for _ in range(SWEEPS))
+    seconds = choose([_seconds(pass_over_all) for _ in range(repeats)])
     return READ_AND_WRITTEN * STATE_ARRAYS * NUMBERS / seconds, "numba" if compiled else "NumPy, in-place operations"
+
+
+@functools.cache
+def _state() -> list[Floats]:
+    """State as the panel engine has it: no vector crosses a cache line, arrays start elsewhere within a page."""
+    return [aligned_zeros(NUMBERS, np.float32, skew=k * 21 * 64) for k in range(STATE_ARRAYS)]
 
 
 def _numpy_sweep(a: Floats, b: Floats, c: Floats, factor: np.float32) -> None:
@@ -106,6 +136,7 @@ def _numpy_sweep(a: Floats, b: Floats, c: Floats, factor: np.float32) -> None:
             array[start : start + PANEL_NUMBERS] *= factor
 
 
+@functools.cache
 def _compiled_sweep() -> Callable[..., None]:
     """As `_numpy_sweep`, the three arrays in one loop, which is how a fused update goes over them."""
     from numba import njit
@@ -120,7 +151,7 @@ def _compiled_sweep() -> Callable[..., None]:
     return compiled
 
 
-def _product_rate(pool: ThreadPoolExecutor, threads: int) -> tuple[float, str]:
+def _product_rate(pool: ThreadPoolExecutor, threads: int, repeats: int, choose: Choice) -> tuple[float, str]:
     """Operations per second of float32 products, the better of two ways, and which that was."""
     A, B = (np.full((SIDE, SIDE), value, dtype=np.float32) for value in (0.5, 0.25))
     results = [np.empty((SIDE, SIDE), dtype=np.float32) for _ in range(threads)]
@@ -132,9 +163,9 @@ def _product_rate(pool: ThreadPoolExecutor, threads: int) -> tuple[float, str]:
     def each_its_own() -> None:
         _all_at_once(pool, [partial(np.matmul, A, B, out=C) for C in results])
 
-    rates = {"one product over all threads": operations / min(_seconds(together) for _ in range(PRODUCTS))}
+    rates = {"one product over all threads": operations / choose([_seconds(together) for _ in range(repeats)])}
     with threadpool_limits(1, user_api="blas"):
-        each = min(_seconds(each_its_own) for _ in range(PRODUCTS))
+        each = choose([_seconds(each_its_own) for _ in range(repeats)])
     rates["a product in each thread"] = threads * operations / each
     best = max(rates, key=lambda way: rates[way])
     return rates[best], best

@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from catopt_xp.bench.base_contender import Peer
+from catopt_xp.bench.rules import corrections, updated
 from catopt_xp.bench.workload import Rows, Workload
 
 CHUNK = 64  # steps in one call at most; more are no faster
-BETA, BETA1, BETA2 = 0.9, 0.9, 0.999
-RMSPROP_EPS, ADAM_EPS = 1e-6, 1e-8
 
 
 class JaxPeer(Peer):
@@ -36,11 +35,7 @@ class JaxPeer(Peer):
         cpu = jax.devices("cpu")[0]
         self._X = jax.device_put(workload.pixels(), cpu)  # (m, n_x) uint8
         self._Y = jax.device_put(workload.targets().reshape(-1).astype(np.float32), cpu)  # (m,)
-        weights = {name: np.asarray(values, np.float32) for name, values in workload.weights().items()}
-        zeros = {name: np.zeros_like(values) for name, values in weights.items()}
-        # Parameters, their two moving averages and the number of steps; each an array of its own, as it is given away.
-        second = {name: values.copy() for name, values in zeros.items()}
-        self._state: Any = jax.device_put((weights, zeros, second, np.float32(0)), cpu)
+        self._state: Any = jax.device_put(initial_state(workload), cpu)
         layers = len(workload.hidden) + 1
         steps = jax.jit(
             partial(_steps, layers=layers, optimizer=workload.optimizer, rate=workload.rate), donate_argnums=0
@@ -69,6 +64,16 @@ class JaxPeer(Peer):
         return {"jax": jax.__version__}
 
 
+def initial_state(workload: Workload) -> tuple[Any, Any, Any, np.float32]:
+    """Parameters and two moving averages, by name, and the number of updates so far, on the host.
+
+    Each array is one of its own: all are given away to the loop that updates them.
+    """
+    weights = {name: np.asarray(values, np.float32) for name, values in workload.weights().items()}
+    first, second = ({name: np.zeros_like(values) for name, values in weights.items()} for _ in range(2))
+    return weights, first, second, np.float32(0)
+
+
 def _take_threads(threads: int) -> None:
     """Lets JAX use so many threads, which it asks for once, when it starts."""
     if os.environ.setdefault("NPROC", str(threads)) != str(threads):
@@ -83,40 +88,42 @@ def _steps(
 
     def step(k: Any, carried: tuple[Any, Any]) -> tuple[Any, Any]:
         (parameters, first, second, t), losses = carried
-        loss, gradients = jax.value_and_grad(_loss)(parameters, X[rows[k]], Y[rows[k]], layers)
+        loss, gradients = jax.value_and_grad(batch_loss)(parameters, X[rows[k]], Y[rows[k]], layers)
         t = t + 1
-        new = {n: _updated(p, gradients[n], first[n], second[n], t, optimizer, rate) for n, p in parameters.items()}
-        parameters, first, second = ({name: parts[i] for name, parts in new.items()} for i in range(3))
-        return (parameters, first, second, t), losses.at[k].set(loss)
+        divisors = corrections(t, optimizer)
+        new = after_update(parameters, gradients, first, second, divisors, optimizer, rate)
+        return (*new, t), losses.at[k].set(loss)
 
     looped: tuple[Any, Any] = jax.lax.fori_loop(0, count, step, (state, jnp.zeros(CHUNK, jnp.float32)))
     return looped
 
 
-def _loss(parameters: Any, pixels: Any, y: Any, layers: int) -> Any:
-    """The mean binary cross-entropy of a batch, pixels (n, n_x) uint8, y (n,)."""
-    A = pixels.astype(jnp.float32) * np.float32(1 / 255)
+def batch_loss(parameters: Any, samples: Any, y: Any, layers: int, precision: str | None = None) -> Any:
+    """The mean binary cross-entropy of a batch, a scalar.
+
+    `parameters`: by name; `samples`: (n, n_x), uint8 pixels or float32; `y`: (n,) of 0 and 1; `layers`: that have
+    weights; `precision`: of the products, as JAX names it (None: its default).
+    """
+    A = samples.astype(jnp.float32)
+    if samples.dtype == jnp.uint8:
+        A = A * np.float32(1 / 255)
     for k in range(layers):
-        Z = A @ parameters[f"W{k}"].T + parameters[f"b{k}"].T  # (n, n_out)
+        Z = jnp.matmul(A, parameters[f"W{k}"].T, precision=precision) + parameters[f"b{k}"].T  # (n, n_out)
         A = jax.nn.relu(Z)
     z = Z[:, 0]
     return jnp.mean(jnp.maximum(z, 0) - z * y + jnp.log1p(jnp.exp(-jnp.abs(z))))
 
 
-def _updated(p: Any, g: Any, first: Any, second: Any, t: Any, optimizer: str, rate: float) -> tuple[Any, Any, Any]:
-    """Parameter and moments after an update."""
-    if optimizer == "gd":
-        return p - rate * g, first, second
-    if optimizer == "momentum":
-        first = BETA * first + (1 - BETA) * g
-        return p - rate * first, first, second
-    if optimizer == "rmsprop":
-        second = BETA * second + (1 - BETA) * g * g
-        return p - rate * g / jnp.sqrt(second / (1 - BETA**t) + RMSPROP_EPS), first, second
-    first = BETA1 * first + (1 - BETA1) * g
-    second = BETA2 * second + (1 - BETA2) * g * g
-    change = rate * (first / (1 - BETA1**t)) / (jnp.sqrt(second / (1 - BETA2**t)) + ADAM_EPS)
-    return p - change, first, second
+def after_update(
+    parameters: Any, gradients: Any, first: Any, second: Any, divisors: Any, optimizer: str, rate: float
+) -> tuple[Any, Any, Any]:
+    """Parameters and their two moving averages, by name, after an update; as for `rules.updated`."""
+    new = {
+        n: updated(p, gradients[n], first[n], second[n], divisors, optimizer, rate, jnp.sqrt)
+        for n, p in parameters.items()
+    }
+    parameters, first, second = ({name: parts[i] for name, parts in new.items()} for i in range(3))
+    return parameters, first, second
 
 
-__all__ = ["JaxPeer"]
+__all__ = ["JaxPeer", "after_update", "batch_loss", "initial_state"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import nn
 
 from catopt_xp.bench.base_contender import Peer
+from catopt_xp.bench.rules import BETA
 from catopt_xp.bench.workload import Rows, Workload
-
-BETA = 0.9
 
 
 class TorchPeer(Peer):
@@ -22,32 +22,14 @@ class TorchPeer(Peer):
     def __init__(self, workload: Workload, threads: int, fused: bool) -> None:
         super().__init__(workload, threads)
         self.name = "torch-fused" if fused else "torch"
-        self.convention = "torch" if workload.optimizer == "rmsprop" else "chapter"
+        self.convention = convention_of(workload)
         self._X = torch.from_numpy(workload.floats())  # (m, n_x)
         self._Y = torch.from_numpy(workload.targets().astype("float32").reshape(-1, 1))  # (m, 1)
         # One place for every batch: new memory of this size would come from the system, step by step.
         self._batch = torch.empty(min(workload.batch_size, workload.m), workload.n_x)
-        self._network = nn.Sequential()
-        for k, (n_in, n_out) in enumerate(itertools.pairwise(workload.layers)):
-            layer = nn.Linear(n_in, n_out)
-            with torch.no_grad():
-                layer.weight.copy_(torch.from_numpy(workload.weights()[f"W{k}"]))
-                layer.bias.copy_(torch.from_numpy(workload.weights()[f"b{k}"]).reshape(-1))
-            self._network.append(layer)
-            if k < len(workload.hidden):
-                self._network.append(nn.ReLU())
+        self._network = torch_network(workload)
         self._loss = nn.BCEWithLogitsLoss()
-        self._optimizer = self._make_optimizer(True if fused else None)
-
-    def _make_optimizer(self, fused: bool | None) -> torch.optim.Optimizer:
-        parameters, rate = self._network.parameters(), self.workload.rate
-        if self.workload.optimizer == "gd":
-            return torch.optim.SGD(parameters, rate, fused=fused)
-        if self.workload.optimizer == "momentum":  # a sum where the chapter has an average
-            return torch.optim.SGD(parameters, rate * (1.0 - BETA), momentum=BETA, fused=fused)
-        if self.workload.optimizer == "rmsprop":
-            return torch.optim.RMSprop(parameters, rate, alpha=BETA, eps=1e-8)
-        return torch.optim.Adam(parameters, rate, eps=1e-8, fused=fused)
+        self._optimizer = torch_optimizer(self._network, workload, fused)
 
     def _make(self, batches: list[Rows]) -> None:
         torch.set_num_threads(self.threads)
@@ -62,3 +44,40 @@ class TorchPeer(Peer):
 
     def versions(self) -> dict[str, str]:
         return {"torch": torch.__version__}
+
+
+def torch_network(workload: Workload) -> Any:
+    """The workload's network with its initial weights, an `nn.Sequential` that ends in logits."""
+    network, weights = nn.Sequential(), workload.weights()
+    for k, (n_in, n_out) in enumerate(itertools.pairwise(workload.layers)):
+        layer = nn.Linear(n_in, n_out)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(weights[f"W{k}"]))
+            layer.bias.copy_(torch.from_numpy(weights[f"b{k}"]).reshape(-1))
+        network.append(layer)
+        if k < len(workload.hidden):
+            network.append(nn.ReLU())
+    return network
+
+
+def torch_optimizer(network: Any, workload: Workload, fused: bool, capturable: bool = False) -> Any:
+    """PyTorch's optimizer of a workload: its single-pass implementation where `fused`, or else its default one.
+
+    `capturable`: for a CUDA graph. RMSprop has no fused implementation, and always its own convention.
+    """
+    parameters, rate, one_pass = network.parameters(), workload.rate, True if fused else None
+    if workload.optimizer == "gd":
+        return torch.optim.SGD(parameters, rate, fused=one_pass)
+    if workload.optimizer == "momentum":  # a sum where the chapter has an average
+        return torch.optim.SGD(parameters, rate * (1.0 - BETA), momentum=BETA, fused=one_pass)
+    if workload.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, rate, alpha=BETA, eps=1e-8, capturable=capturable)
+    return torch.optim.Adam(parameters, rate, eps=1e-8, fused=one_pass, capturable=capturable)
+
+
+def convention_of(workload: Workload) -> str:
+    """Whose form of the optimizer PyTorch has: a name of `BaseOptimizer.conventions`."""
+    return "torch" if workload.optimizer == "rmsprop" else "chapter"
+
+
+__all__ = ["TorchPeer", "convention_of", "torch_network", "torch_optimizer"]
