@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 import catopt_xp
 from catopt_xp import schedules
-from catopt_xp.backend import NumpyBackend
+from catopt_xp.backend import Backend, NumpyBackend, asnumpy
 from catopt_xp.data.order import epoch_order
 from catopt_xp.engines import PlainEngine, Settings, panels
 from catopt_xp.labels import check_labels
@@ -81,15 +81,17 @@ class Case:
         samples, targets = self.data()
         return {"X": samples.T, "Y": targets, "batch_size": self.batch_size, "seed": self.seed}
 
-    def engine(self, kind: type[PlainEngine]) -> PlainEngine:
-        layers = [self.n_x, *self.units, self.outputs]
-        names = [*[self.activation] * len(self.units), self.output]
-        model = DeepNetwork(layers, names, seed=self.seed % 2**32, dtype=self.dtype, dropout=self.dropout)
+    def engine(self, kind: Callable[..., PlainEngine], backend: Backend | None = None) -> PlainEngine:
+        """An engine of this kind, about to make the run; on the CPU, unless a backend is given."""
+        backend = backend or NumpyBackend()
+        layers, names = [self.n_x, *self.units, self.outputs], [*[self.activation] * len(self.units), self.output]
+        options = {"seed": self.seed % 2**32, "dtype": self.dtype, "dropout": self.dropout}
+        model = DeepNetwork(layers, names, **options, device=backend)
         rate = self.rate * (0.5 if self.optimizer in ("gd", "momentum") else 0.1) / self.n_x
         make = OPTIMIZERS[self.optimizer][0]
         optimizer = make(model.save(), rate, lr_scheduler=self.scheduler, **self.options)
         plan = Settings(self.batch_size, self.drop_last, schedule_by_step=self.by_step)
-        return kind(model, optimizer, *self.data(), NumpyBackend(), plan)
+        return kind(model, optimizer, *(backend.asarray(x) for x in self.data()), backend, plan)
 
 
 def run(engine: PlainEngine, case: Case) -> dict[str, Array]:
@@ -111,7 +113,7 @@ def run(engine: PlainEngine, case: Case) -> dict[str, Array]:
 def state(trained: PlainEngine | TrainResult) -> dict[str, Array]:
     """Copies of weights, moments and counters, by name."""
     arrays = {**trained.model.save(), **trained.optimizer.save()}
-    return {name: np.array(value) for name, value in arrays.items() if name != "name"}
+    return {name: np.array(asnumpy(value)) for name, value in arrays.items() if name != "name"}
 
 
 # --- training -----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from panel_runs import Case, python, train
 from catopt_xp.backend import Backend, NumpyBackend
 from catopt_xp.engines import PlainEngine, Settings, check, choose_engine
 from catopt_xp.engines.cpu import PanelEngine
+from catopt_xp.engines.rest import Rest
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import Adam
 
@@ -140,6 +141,12 @@ def altered(change: Callable[..., tuple[Any, ...]]) -> Callable[..., None]:
     return lambda self, *arguments: right(self, *change(*arguments))
 
 
+def rest_off(self: Any, *arguments: Any) -> float:
+    """`Rest.step` with a loss that is off."""
+    return 1.001 * RIGHT_STEP(self, *arguments)
+
+
+RIGHT_STEP = Rest.step
 PASS = "catopt_xp.engines.cpu.PanelEngine._pass"
 FAULTS: dict[str, tuple[str, Any]] = {
     "a gradient twice too large": (
@@ -155,6 +162,7 @@ FAULTS: dict[str, tuple[str, Any]] = {
         altered(lambda rows, d, rule, following: (rows[1:], d[1:], rule, following)),
     ),
     "panels left out of the product": ("catopt_xp.engines.cpu.tree_sum", lambda blocks: blocks[0]),
+    "another loss of the compiled rest": ("catopt_xp.engines.cpu.Rest.step", rest_off),
     "pixels of another scale": ("catopt_xp.engines.cpu.pixel_scale", lambda dtype: 1 / 256),
 }
 

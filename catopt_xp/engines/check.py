@@ -15,23 +15,28 @@ from catopt_xp.functional import pixel_scale
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import BaseOptimizer
 
-FEATURES = 2117  # two panels of the CPU and a ragged one; eight tiles of the GPU and a ragged one
+# Two panels of the CPU and a ragged one, eight tiles of the GPU and a ragged one. A GPU loads 16 bytes at a time where
+# the features allow it, and reads others one by one.
+ALIGNED_FEATURES, FEATURES = 2120, 2117
 BOUNDS = {"float32": 2e-5, "float64": 1e-12}
+MODES = ("eps_mode", "nesterov", "correct_param", "rate_inside")  # options that choose a form of a rule
 
 
 def self_check(make: Callable[..., Any], optimizer: BaseOptimizer, samples: Array, model: DeepNetwork) -> str | None:
     """What differs between an engine and the plain one on this machine, or None; milliseconds, once per process.
 
     `make`: the engine's class, which has `next_product` beside what `PlainEngine` has; `optimizer`: of the kind and
-    options to check; `samples`: the set, of which only the type counts; `model`: the network, of which only type and
-    device count. Three steps with moments that are not 0 (a first step of Adam is lr*sign(g), whatever g's scale), on a
-    ragged panel, with batches of 5, 5 and 3 samples.
+    options to check; `samples`: the set, of which type and alignment count; `model`: the network, of which type, device
+    and whether it is of relu alone count. Three steps with moments that are not 0 (a first step of Adam is lr*sign(g),
+    whatever g's scale), on a ragged panel, with batches of 5, 5 and 3 samples.
     """
     decays = bool(optimizer.l2), bool(optimizer.weight_decay)
-    modes = tuple(getattr(optimizer, name, None) for name in ("eps_mode", "nesterov", "correct_param"))
+    modes = tuple(getattr(optimizer, name, None) for name in MODES)
     writeable = getattr(samples.flags, "writeable", True)
     kinds = str(samples.dtype), writeable, model.dtype, model.backend.device
-    return _check(make, type(optimizer), decays, modes, *kinds)
+    features = FEATURES if samples.shape[1] % 8 else ALIGNED_FEATURES
+    first = "relu" if set(model.activation_func[:-1]) <= {"relu"} else "tanh"
+    return _check(make, type(optimizer), decays, modes, *kinds, features, first)
 
 
 @functools.cache
@@ -44,31 +49,32 @@ def _check(
     writeable: bool,
     dtype: str,
     device: str,
+    features: int,
+    first: str,
 ) -> str | None:
     backend = get_backend(device)
     rng, m = np.random.Generator(np.random.PCG64(0)), 13
-    X = rng.integers(0, 256, (m, FEATURES)).astype(sample_dtype)  # (m, n_x)
+    X = rng.integers(0, 256, (m, features)).astype(sample_dtype)  # (m, n_x)
     if sample_dtype != "uint8":
         X /= 255
     X.setflags(write=writeable)  # to numba, an array that cannot be written is another type: one is compiled, not both
     Y = rng.integers(0, 2, (1, m)).astype(dtype)
-    names = ("eps_mode", "nesterov", "correct_param")
-    options = {name: mode for name, mode in zip(names, modes, strict=True) if mode is not None}
+    options = {name: mode for name, mode in zip(MODES, modes, strict=True) if mode is not None}
     options |= {"l2": 1e-2 * decays[0], "weight_decay": 1e-2 * decays[1]}
-    samples, targets = (X, Y) if backend.name == "numpy" else (backend.asarray(X), backend.asarray(Y))
-    engines: list[Any] = []
-    for make_one in (PlainEngine, make):
-        model = DeepNetwork([FEATURES, 7, 3, 1], ["tanh", "relu", "sigmoid"], seed=1, dtype=dtype, device=backend)
-        twin = kind(model.save(), 1e-2, **options)
-        draw = np.random.Generator(np.random.PCG64(1))
-        for key, moment in twin.save().items():
-            if "/" in key:
-                moment[...] = backend.asarray(1e-3 * draw.random(moment.shape), dtype=dtype)
-        twin.steps = 3
-        engines.append(make_one(model, twin, samples, targets, backend, Settings(batch_size=5)))
-    plain, fused = engines
     order = np.arange(m)[::-1].copy()
     with backend.activate():
+        samples, targets = (X, Y) if backend.name == "numpy" else (backend.asarray(X), backend.asarray(Y))
+        engines: list[Any] = []
+        for make_one in (PlainEngine, make):
+            model = DeepNetwork([features, 7, 3, 1], [first, "relu", "sigmoid"], seed=1, dtype=dtype, device=backend)
+            twin = kind(model.save(), 1e-2, **options)
+            draw = np.random.Generator(np.random.PCG64(1))
+            for key, moment in twin.save().items():
+                if "/" in key:
+                    moment[...] = backend.asarray(1e-3 * draw.random(moment.shape), dtype=dtype)
+            twin.steps = 3
+            engines.append(make_one(model, twin, samples, targets, backend, Settings(batch_size=5)))
+        plain, fused = engines
         for engine in engines:
             for _ in engine.steps(0, order, following=order):
                 pass

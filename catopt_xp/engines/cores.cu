@@ -6,12 +6,27 @@
 #define GROUP_BLOCKS ((GROUP + 7) / 8)  // units of a group, by eights: a lane makes one of each eight
 #define GROUP_PADDED (8 * GROUP_BLOCKS)
 #define TILE_STRIDE (TILE + 4)  // rows in shared memory start four banks apart
+#define SUMMED 128  // samples that are summed in one go: over a large batch, the roundings would add up
 
-// g += d x over the samples of this batch, for this thread's columns and all units of the group.
+// g += whole, if that has begun; then the sum goes there and g begins anew, or it stays in g.
+__device__ __forceinline__ void add_up(REAL* whole, bool begun, bool goes_on, REAL (&g)[COLUMNS][GROUP]) {
+#pragma unroll
+    for (int u = 0; u < GROUP; u++)
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            REAL& sum = whole[u * TILE_STRIDE + threadIdx.x + c * THREADS];
+            if (begun) g[c][u] += sum;
+            if (goes_on) sum = g[c][u], g[c][u] = 0;
+        }
+}
+
+// g += d x over the samples of this batch, for this thread's columns and all units of the group. What each SUMMED samples
+// make is added up in `whole`, where the weights will be: a thread has its own columns there.
 __device__ __forceinline__ void gradient(const SAMPLE* __restrict__ X, long long n_x, const int* __restrict__ rows, int n,
                                          const REAL* __restrict__ d, int first_unit, int first_column,
-                                         REAL* d_shared, int* rows_shared, REAL (&g)[COLUMNS][GROUP]) {
+                                         REAL* d_shared, int* rows_shared, REAL* whole, REAL (&g)[COLUMNS][GROUP]) {
     for (int a = 0; a < n; a += CHUNK) {
+        if (a % SUMMED == 0 && a > 0) add_up(whole, a > SUMMED, true, g);
         const int count = min(CHUNK, n - a);
         __syncthreads();  // the chunk before has been read
         for (int e = threadIdx.x; e < count * GROUP_PADDED; e += THREADS) {
@@ -35,6 +50,7 @@ __device__ __forceinline__ void gradient(const SAMPLE* __restrict__ X, long long
                 for (int c = 0; c < COLUMNS; c++) g[c][u] += fours[u / 4].x[u % 4] * x[c];
         }
     }
+    if (n > SUMMED) add_up(whole, true, false, g);
 }
 
 // The rule on this thread's columns; the fresh weights stay in shared memory, zeros where there are none.
@@ -134,7 +150,7 @@ __device__ __forceinline__ void tile_step(const SAMPLE* __restrict__ X, long lon
     const int tile_start = tile * TILE, first_column = tile_start + threadIdx.x;
 
     REAL g[COLUMNS][GROUP] = {};
-    gradient(X, n_x, rows + place.now, place.n, d, first_unit, first_column, x_shared, rows_shared, g);
+    gradient(X, n_x, rows + place.now, place.n, d, first_unit, first_column, x_shared, rows_shared, W_shared, g);
     update(W, moment0, moment1, n_x, numbers, place.n > 0, first_unit, first_column, g, W_shared);
     for (int a = 0; a < place.following; a += CHUNK)
         product(X, n_x, rows + place.next + a, min(CHUNK, place.following - a), first_unit, tile_start, W_shared,

@@ -58,6 +58,8 @@ class CupyDevice:
         with backend.activate():
             self.stream = self.cupy.cuda.Stream(non_blocking=True)
         self._kernels: dict[str, Any] = {}
+        # What was uploaded since the host last waited: CUDA may read a copy's source after the call has returned.
+        self._uploaded: list[NDArray[Any]] = []
 
     def load(self, source: str) -> None:
         with self.backend.activate():
@@ -72,8 +74,10 @@ class CupyDevice:
             function(tuple(grid), (threads,), tuple(arguments), shared_mem=shared)
 
     def upload(self, array: Array, values: NDArray[Any]) -> None:
+        held = np.array(values, order="C")
+        self._uploaded.append(held)
         with self.backend.activate():
-            array.set(np.ascontiguousarray(values), stream=self.stream)
+            array.set(held, stream=self.stream)
 
     def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
         with self.backend.activate(), self.stream:
@@ -102,6 +106,7 @@ class CupyDevice:
     def synchronize(self) -> None:
         with self.backend.activate():
             self.stream.synchronize()  # sync
+        self._uploaded.clear()
 
 
 class CudaEngine(PlainEngine):

@@ -85,6 +85,11 @@ class CudaPlan:
         return TENSOR_THREADS if self.products == "tensor" else CORES_THREADS
 
     @property
+    def resident(self) -> int:
+        """Blocks of `stream` that fit on a multiprocessor: the compiler takes no more registers than allow it."""
+        return 3 if (self.products, self.dtype) == ("cores", "float32") else 2
+
+    @property
     def tile(self) -> int:
         """Features of a block."""
         return 256 if self.dtype == "float32" else 128
@@ -229,6 +234,7 @@ class CudaPlan:
             "TARGET": "long long" if softmax else real,
             "SCALE": f"{real}({pixel_scale(np.dtype(self.sample_dtype))!r})",
             "THREADS": self.threads,
+            "RESIDENT": self.resident,
             "MIDDLE_THREADS": MIDDLE_THREADS,
             "TILE": self.tile,
             "CHUNK": self.chunk,
@@ -270,7 +276,10 @@ class CudaPlan:
         return f"""
 __device__ __forceinline__ void rule(REAL& p, REAL g, REAL& moment0, REAL& moment1, const REAL* __restrict__ numbers,
                                      bool decayed) {{
-    if (decayed) {{ g += {l2} * p; p *= {shrink}; }}
+    if (decayed) {{
+        if ({l2} != 0) g += {l2} * p;  // 0 times a NaN is none
+        p *= {shrink};
+    }}
     {moments}{scalars}
     {self.optimizer.kernel}
 }}

@@ -10,7 +10,7 @@
 // made by atomics. Step k = *base + ahead, so that one graph of launches serves every chunk of every epoch.
 
 #ifdef CUDA_ON_CPU  // the tests' stand-in for a GPU
-#define DYNAMIC_SHARED(name) unsigned char* name = cuda_on_cpu::dynamic_shared()
+#define DYNAMIC_SHARED(name) unsigned char* name = cuda_on_cpu::here.shared
 #else
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
@@ -43,9 +43,9 @@ __device__ __forceinline__ void update_rest(int i, int blocks, const REAL* __res
         if (MOMENTS > 0) moment0[i] = first;
         if (MOMENTS > 1) moment1[i] = second;
     } else if (i == REST) {  // the one thread more
-        REAL sum = 0;
+        double sum = 0;  // one thread adds them all: in float32, their roundings would add up
         for (int b = 0; b < blocks; b++) sum += block_losses[b];
-        *loss = sum;
+        *loss = REAL(sum);
     }
 }
 
@@ -53,7 +53,7 @@ __device__ __forceinline__ void update_rest(int i, int blocks, const REAL* __res
 // X (m, n_x); rows: row numbers of the epoch in order; table: the rule's numbers, a row a step; W, moment0, moment1: the
 // network's parameters and their moments, whole: W0 (UNITS, n_x) first; d (batch, UNITS); part (tiles, batch, UNITS);
 // gradients (blocks, REST) and block_losses (blocks): of `middle`; losses: one a step.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     stream(const SAMPLE* __restrict__ X, long long n_x, int batch, const int* __restrict__ rows,
            const Place* __restrict__ places, const REAL* __restrict__ table, const int* __restrict__ base, int ahead,
            const REAL* __restrict__ d, REAL* __restrict__ W, REAL* __restrict__ moment0, REAL* __restrict__ moment1,
@@ -85,10 +85,11 @@ __device__ __forceinline__ REAL activated(int kind, REAL z) {
     return (z >= 0 ? REAL(1) : e) / (1 + e);
 }
 
-__device__ __forceinline__ REAL derivative(int kind, REAL a) {
-    if (kind == RELU) return a > 0 ? REAL(1) : REAL(0);
-    if (kind == TANH) return 1 - a * a;
-    return a * (1 - a);
+// The gradient through an activation, given its output.
+__device__ __forceinline__ REAL through(int kind, REAL dA, REAL a) {
+    if (kind == RELU) return a > 0 ? dA : REAL(0);
+    if (kind == TANH) return dA * (1 - a * a);
+    return dA * a * (1 - a);
 }
 
 // Z (UNITS) of one sample: its products of all tiles, added by a binary tree on tile numbers.
@@ -137,8 +138,9 @@ __device__ __forceinline__ REAL output(REAL* Z, const TARGET* __restrict__ targe
 }
 
 // Grid: blocks of SAMPLES samples each. part, d, gradients, block_losses as for `stream`; rest: the parameters behind W0;
-// targets (outputs, m) of 0 and 1, or class numbers (m).
-extern "C" __global__ void __launch_bounds__(MIDDLE_THREADS)
+// targets (outputs, m) of 0 and 1, or class numbers (m). There are few blocks, one to a multiprocessor: with registers
+// for the loads of a whole subtree at a time.
+extern "C" __global__ void __launch_bounds__(MIDDLE_THREADS, 1)
     middle(const REAL* __restrict__ part, int tiles, int batch, const int* __restrict__ rows,
            const Place* __restrict__ places, const int* __restrict__ base, int ahead, const REAL* __restrict__ rest,
            const TARGET* __restrict__ targets, long long m, REAL* __restrict__ d, REAL* __restrict__ gradients,
@@ -188,7 +190,7 @@ extern "C" __global__ void __launch_bounds__(MIDDLE_THREADS)
             REAL dA = 0;
             for (int o = 0; o < width; o++) dA += parameters[W_AT[k] + o * inputs + i] * after[s * width + o];
             const int at = SAMPLES * LEVEL_AT[k - 1] + e;
-            D[at] = dA * derivative(ACTIVATION[k - 1], A[at]);
+            D[at] = through(ACTIVATION[k - 1], dA, A[at]);
         }
         __syncthreads();
     }
@@ -208,9 +210,9 @@ extern "C" __global__ void __launch_bounds__(MIDDLE_THREADS)
         }
     }
     if (threadIdx.x == 0) {
-        REAL loss = 0;
+        double loss = 0;
         for (int s = 0; s < count; s++) loss += sample_losses[s];
-        block_losses[blockIdx.x] = loss;
+        block_losses[blockIdx.x] = REAL(loss);
     }
 }
 

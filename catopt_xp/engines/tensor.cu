@@ -25,17 +25,35 @@ struct Lane {
     unsigned b0, b1;
 };
 
+inline double unit(double x, int digits) { return __builtin_ldexp(1.0, __builtin_ilogb(x) - digits); }
+
+// A sum as a tensor core makes it, for a pessimist: of eight products and what is there, each cut off one digit behind the
+// last one that a float as large as the largest of them has, and then cut off to a float.
+inline float sum_of_eight(float c, const double (&products)[8]) {
+    double most = fabs(double(c)), sum = c;
+    for (double x : products) most = fabs(x) > most ? fabs(x) : most, sum += x;
+    if (!(most > 0 && most < 1e38 && fabs(sum) < 1e38)) return float(sum);  // nothing, infinite, or NaN
+    const double last = unit(most, 24);
+    sum = last * __builtin_trunc(c / last);
+    for (double x : products) sum += last * __builtin_trunc(x / last);
+    return sum == 0 ? 0.0f : float(unit(sum, 23) * __builtin_trunc(sum / unit(sum, 23)));
+}
+
 // What the PTX ISA says of m16n8k16: lane 4g + t has rows g and g + 8 of A and C, column g of B, and k = 2t, 2t+1, 2t+8, 2t+9.
 inline void mma(float (&c)[4], const Words& a, unsigned b0, unsigned b1) {
-    const std::vector<Lane> lanes = cuda_on_cpu::exchange(Lane{a, b0, b1});
-    const int g = cuda_on_cpu::lane() / 4, t = cuda_on_cpu::lane() % 4;
+    const auto lanes = cuda_on_cpu::exchange(Lane{a, b0, b1});
+    const int g = cuda_on_cpu::here.lane / 4, t = cuda_on_cpu::here.lane % 4;
     const auto half = [](unsigned word, int k) { return __uint_as_float(k % 2 ? word & 0xFFFF0000u : word << 16); };
     for (int q = 0; q < 4; q++) {
         const int row = g + 8 * (q / 2), column = 2 * t + q % 2;
-        for (int k = 0; k < 16; k++) {
-            const Words& from = lanes[row % 8 * 4 + k % 8 / 2].a;
-            const Lane& other = lanes[column * 4 + k % 8 / 2];
-            c[q] += half(from.x[row / 8 + 2 * (k / 8)], k) * half(k < 8 ? other.b0 : other.b1, k);
+        for (int first = 0; first < 16; first += 8) {
+            double products[8];
+            for (int k = 0; k < 8; k++) {
+                const Words& from = lanes[row % 8 * 4 + k / 2].a;
+                const Lane& other = lanes[column * 4 + k / 2];
+                products[k] = double(half(from.x[row / 8 + first / 4], k)) * half(first ? other.b1 : other.b0, k);
+            }
+            c[q] = sum_of_eight(c[q], products);
         }
     }
 }
@@ -94,6 +112,13 @@ __device__ __forceinline__ unsigned four_pixels(const SAMPLE* __restrict__ X, lo
 #endif
 }
 
+// Four pixels of each of the rows 0, 1, 8 and 9 from here on: a lane's share of 16 samples.
+__device__ __forceinline__ void load_rows(const SAMPLE* __restrict__ X, const int* rows, long long n_x, int column,
+                                          unsigned (&x)[4]) {
+#pragma unroll
+    for (int q = 0; q < 4; q++) x[q] = four_pixels(X, rows[q % 2 + 8 * (q / 2)], n_x, column);
+}
+
 // c += d X of this batch: c[mt][j] is a 16 x 8 tile of units and features.
 __device__ __forceinline__ void gradient(const SAMPLE* __restrict__ X, long long n_x, const int* __restrict__ rows, int n,
                                          const REAL* __restrict__ d, int first_unit, int warp_start, Words* d_shared,
@@ -115,23 +140,28 @@ __device__ __forceinline__ void gradient(const SAMPLE* __restrict__ X, long long
             split(low, high, to[0], to[128], to[256]);
         }
         __syncthreads();
-#pragma unroll 2
+        unsigned x[4], next[4] = {};  // the next step's pixels are on their way while this one's are used
+        load_rows(X, rows_shared + 2 * t, n_x, warp_start + 4 * g, x);
+#pragma unroll 1
         for (int step = 0; step < steps; step++) {
-            unsigned x[4];  // rows 2t, 2t + 1, 2t + 8, 2t + 9
-#pragma unroll
-            for (int q = 0; q < 4; q++)
-                x[q] = four_pixels(X, rows_shared[16 * step + 2 * t + q % 2 + 8 * (q / 2)], n_x, warp_start + 4 * g);
+            if (step + 1 < steps) load_rows(X, rows_shared + 16 * (step + 1) + 2 * t, n_x, warp_start + 4 * g, next);
 #pragma unroll
             for (int mt = 0; mt < M_TILES; mt++) {
                 Words terms[3];
 #pragma unroll
                 for (int i = 0; i < 3; i++) terms[i] = d_shared[(step * M_TILES + mt) * 96 + 32 * i + lane];
 #pragma unroll
-                for (int j = 0; j < 4; j++)
+                for (int j = 0; j < 4; j++) {
+                    float sum[4] = {};  // from 0 each time: what a tensor core cuts off would add up beside a large sum
 #pragma unroll
                     for (int i = 2; i >= 0; i--)  // the small ones first
-                        mma(c[mt][j], terms[i], pixels(x[0], x[1], j), pixels(x[2], x[3], j));
+                        mma(sum, terms[i], pixels(x[0], x[1], j), pixels(x[2], x[3], j));
+#pragma unroll
+                    for (int q = 0; q < 4; q++) c[mt][j][q] += sum[q];
+                }
             }
+#pragma unroll
+            for (int q = 0; q < 4; q++) x[q] = next[q];
         }
     }
 }

@@ -1,6 +1,6 @@
 """CUDA sources compiled by g++ and executed on the CPU: what tests of a kernel need where there is no GPU.
 
-A block's threads are fibers, blocks run one after the other, in an order that the test chooses (`cuda_on_cpu.h`).
+A block's threads are fibers, blocks run one after the other, in an order that the test chooses (`machine.cpp`).
 That shows wrong indices, missing barriers and sums whose order depends on who comes first; it cannot show races within
 a warp, faults of the memory model, the bodies of inline PTX, or speed.
 """
@@ -21,20 +21,20 @@ from typing import Any
 
 import numpy as np
 
-HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+HERE = Path(__file__).parent
 ORDERS = ("forward", "backward", "shuffled")
-CODE_KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(')
+KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(')
 FLAGS = [
     "-std=c++20",
     "-fPIC",
-    "-shared",
-    "-Wl,-Bsymbolic",
+    "-fvisibility=hidden",
     "-fno-strict-aliasing",
     "-Wall",
+    "-Wno-sign-compare",
     "-Wno-unknown-pragmas",
     "-Wno-unused",
 ]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fsanitize-recover=address", "-fno-sanitize-recover=undefined", "-g"]
 
 
 class CudaError(Exception):
@@ -51,32 +51,24 @@ def obstacle() -> str | None:
 
 
 class Library:
-    """A compiled source. `block_order`, `thread_order`: one of ORDERS; `seed`: of the shuffled ones."""
+    """A compiled source. `block_order`, `thread_order`: one of ORDERS; `seed`: of the shuffled ones.
+
+    `folder`: where compiled files lie, and are found again; `sanitize`: check bounds (see `run_sanitized`).
+    """
 
     def __init__(self, source: str, folder: Path, sanitize: bool = False) -> None:
-        names = CODE_KERNEL.findall(source)
-        table = ", ".join(f'{{"{name}", cuda_on_cpu::invoker({name})}}' for name in names)
-        face = f"""
-static const std::map<std::string, std::function<void(void**)>> kernels = {{{table}}};
-extern "C" const char* launch_on_cpu(const char* name, const unsigned* grid, const unsigned* block, void** arguments,
-                                     size_t shared_bytes, int block_order, int thread_order, unsigned seed) {{
-    return cuda_on_cpu::launch(kernels.at(name), grid, block, arguments, shared_bytes, block_order, thread_order, seed);
-}}
-"""
-        text = f'#include "{HEADER}"\n#line 1 "source.cu"\n{source}\n{face}'
-        flags = FLAGS + (["-O1", *SANITIZERS] if sanitize else ["-O2"])
-        stamp = hashlib.sha256((text + HEADER.read_text() + " ".join(flags)).encode()).hexdigest()[:16]
-        file = folder / f"{stamp}.so"
-        if not file.exists():
-            code = folder / f"{stamp}.cpp"
-            code.write_text(text)
-            fresh = file.with_suffix(f".{os.getpid()}")
-            done = subprocess.run(["g++", *flags, str(code), "-o", str(fresh)], capture_output=True, text=True)
-            if done.returncode:
-                raise CudaError(f"g++ does not compile this:\n{done.stderr}")
-            os.replace(fresh, file)
-        self.names = names
-        self._launch = ctypes.CDLL(str(file)).launch_on_cpu
+        self.names = KERNEL.findall(source)
+        calls = "".join(
+            f'extern "C" __attribute__((visibility("default"))) void call_{name}(void** arguments) '
+            f"{{ cuda_on_cpu::Call<{name}>::of(arguments); }}\n"
+            for name in self.names
+        )
+        text = f'#include "{HERE / "cuda_on_cpu.h"}"\n#line 1 "source.cu"\n{source}\n{calls}'
+        told, speed = (["-DSANITIZED"], SANITIZERS) if sanitize else ([], ["-O1"])
+        machine = _compiled((HERE / "machine.cpp").read_text(), folder, ["-c", "-O2", f"-I{HERE}", *told])
+        file = _compiled(text, folder, ["-shared", *speed, "-Wl,-Bsymbolic", str(machine)])
+        self._library = ctypes.CDLL(str(file))
+        self._launch = self._library.cuda_on_cpu_launch
         self._launch.restype = ctypes.c_char_p
         self.block_order, self.thread_order, self.seed = "forward", "forward", 0
 
@@ -93,10 +85,32 @@ extern "C" const char* launch_on_cpu(const char* name, const unsigned* grid, con
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
         orders = (ORDERS.index(order) for order in (self.block_order, self.thread_order))
         error = self._launch(
-            name.encode(), _three(grid), _three(block), pointers, ctypes.c_size_t(shared_bytes), *orders, self.seed
+            getattr(self._library, f"call_{name}"),
+            _three(grid),
+            _three(block),
+            pointers,
+            ctypes.c_size_t(shared_bytes),
+            *orders,
+            self.seed,
         )
         if error is not None:
             raise CudaError(f"{name}, {error.decode()}")
+
+
+def _compiled(code: str, folder: Path, flags: list[str]) -> Path:
+    """What g++ makes of a C++ text, made once."""
+    header = (HERE / "cuda_on_cpu.h").read_text()
+    stamp = hashlib.sha256(" ".join([code, header, *FLAGS, *flags]).encode()).hexdigest()[:16]
+    file = folder / f"{stamp}.o"
+    if not file.exists():
+        source, fresh = folder / f"{stamp}.cpp", folder / f"{stamp}.{os.getpid()}"
+        source.write_text(code)
+        command = ["g++", *FLAGS, str(source), *flags, "-o", str(fresh)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CudaError(f"g++ does not compile this:\n{done.stderr}")
+        os.replace(fresh, file)
+    return file
 
 
 def _three(sizes: Sequence[int]) -> Any:
@@ -114,16 +128,24 @@ def _as_c(argument: Any) -> Any:
     return ctypes.c_int(argument) if isinstance(argument, int) else ctypes.c_double(argument)
 
 
-def run_sanitized(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python code in a process in which libraries built with `sanitize=True` can be loaded."""
+def run_sanitized(code: str, *arguments: str, go_on: bool = False) -> subprocess.CompletedProcess[str]:
+    """Runs Python code in a process in which libraries built with `sanitize=True` can be loaded.
+
+    `go_on`: an index out of bounds is told on stderr alone, and does not end the process.
+    """
     runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     environment = os.environ | {
         "LD_PRELOAD": runtime.stdout.strip(),
-        "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
+        "ASAN_OPTIONS": f"detect_leaks=0:halt_on_error={int(not go_on)}:symbolize={int(not go_on)}",
         "PYTHONMALLOC": "malloc",  # every buffer with red zones of its own
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "OPENBLAS_NUM_THREADS": "1",
     }
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, timeout=300
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
     )

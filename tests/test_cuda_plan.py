@@ -1,0 +1,323 @@
+"""What the GPU engine launches, computed without a GPU: sizes, grids, memory, tables, the text before the source."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from catopt_xp.data.order import batches, epoch_order
+from catopt_xp.engines import cuda_plan
+from catopt_xp.engines.cuda_plan import (
+    CHUNK_STEPS,
+    MOST_BATCH,
+    MOST_SHARED,
+    MOST_UNITS,
+    CudaPlan,
+    address,
+    chunk_end,
+    places,
+    plan_of,
+)
+from catopt_xp.network import DeepNetwork
+from catopt_xp.optim import OPTIMIZERS, Adam, BaseOptimizer, GradientDescent
+from catopt_xp.parameters import layer_shapes
+
+REFERENCE = CudaPlan((150528, 30, 20, 20, 1), ("relu", "relu", "relu", "sigmoid"), Adam, 64, "float32", "uint8")
+HIDDEN = st.lists(st.integers(1, 40), max_size=4)
+
+
+@st.composite
+def plans(draw: Any) -> CudaPlan:
+    hidden, outputs = draw(HIDDEN), draw(st.integers(1, 12))
+    units = draw(st.integers(1, MOST_UNITS))
+    neurons = (draw(st.integers(1, 200_000)), *([units, *hidden] if hidden else []), outputs)
+    activations = ["relu"] * (len(neurons) - 2) + ["softmax" if outputs > 1 and draw(st.booleans()) else "sigmoid"]
+    kind = OPTIMIZERS[draw(st.sampled_from(sorted(OPTIMIZERS)))][0]
+    dtype = draw(st.sampled_from(["float32", "float64"]))
+    samples = draw(st.sampled_from(["uint8", dtype]))
+    return CudaPlan(neurons, activations, kind, draw(st.integers(1, MOST_BATCH)), dtype, samples, draw(st.booleans()))
+
+
+def defined(plan: CudaPlan) -> dict[str, str]:
+    """What the text before the source defines, by name; tables as their numbers."""
+    text = plan.prelude()
+    tables = re.findall(r"__constant__ int (\w+)\[\] = \{(.*)\};", text)
+    return dict(re.findall(r"#define (\w+) (.*)", text)) | dict(tables)
+
+
+def numbers(plan: CudaPlan, table: str) -> list[int]:
+    return [int(x) for x in defined(plan)[table].split(", ")]
+
+
+# --- the reference network ----------------------------------------------------------------------------------------
+
+
+def test_the_launches_of_the_reference_network() -> None:
+    assert (REFERENCE.products, REFERENCE.threads, REFERENCE.tile, REFERENCE.resident) == ("tensor", 256, 256, 2)
+    assert (REFERENCE.tiles, REFERENCE.rest, REFERENCE.rest_blocks) == (588, 1091, 5)
+    assert (REFERENCE.stream_grid, REFERENCE.middle_blocks, REFERENCE.samples) == ((593, 1), 64, 1)
+    assert (REFERENCE.stream_shared, REFERENCE.middle_shared) == (37120, 9376)
+    assert REFERENCE.buffer_bytes == 4 * (588 * 64 * 30 + 64 * 30 + 64 * 1091 + 64)
+
+
+def test_its_launches_without_tensor_cores() -> None:
+    for dtype, tile, tiles, shared in (("float32", 256, 588, 49984), ("float64", 128, 1176, 50752)):
+        plan = replace(REFERENCE, dtype=dtype, tensor_cores=False)
+        assert (plan.products, plan.threads, plan.tile, plan.tiles) == ("cores", 128, tile, tiles)
+        assert (plan.stream_grid, plan.stream_shared) == ((tiles + 9, 1), shared)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "samples", "blocks", "chunk"),
+    [(1, 1, 1, 8), (8, 1, 8, 8), (9, 1, 9, 16), (128, 1, 128, 16), (129, 2, 65, 16), (2000, 16, 125, 16)],
+)
+def test_a_larger_batch_has_more_samples_to_a_block(batch_size: int, samples: int, blocks: int, chunk: int) -> None:
+    plan = replace(REFERENCE, batch_size=batch_size)
+    assert (plan.samples, plan.middle_blocks, plan.chunk) == (samples, blocks, chunk)
+
+
+@pytest.mark.parametrize(
+    ("units", "groups", "group"),
+    [(1, 1, 1), (32, 1, 32), (33, 2, 17), (64, 2, 32), (65, 3, 22), (100, 4, 25), (128, 4, 32)],
+)
+def test_the_first_layer_s_units_go_by_groups(units: int, groups: int, group: int) -> None:
+    plan = replace(REFERENCE, neuron_cnt=(1000, units, 1), activations=("relu", "sigmoid"))
+    assert (plan.groups, plan.group, plan.stream_grid[1]) == (groups, group, groups)
+
+
+def test_tensor_cores_take_pixels_and_float32_alone() -> None:
+    for dtype, samples, asked in (
+        ("float32", "float32", True),
+        ("float64", "uint8", True),
+        ("float32", "uint8", False),
+    ):
+        assert replace(REFERENCE, dtype=dtype, sample_dtype=samples, tensor_cores=asked).products == "cores"
+
+
+# --- any network --------------------------------------------------------------------------------------------------
+
+
+@given(plans())
+def test_every_unit_tile_sample_and_parameter_has_its_block(plan: CudaPlan) -> None:
+    n_x, units = plan.neuron_cnt[:2]
+    blocks, groups = plan.stream_grid
+    assert (blocks - plan.rest_blocks - 1) * plan.tile < n_x <= (blocks - plan.rest_blocks) * plan.tile
+    assert (groups - 1) * plan.group < units <= groups * plan.group
+    assert plan.group <= 32
+    assert (plan.rest_blocks - 1) * plan.threads < plan.rest + 1 <= plan.rest_blocks * plan.threads
+    assert (plan.middle_blocks - 1) * plan.samples < plan.batch_size <= plan.middle_blocks * plan.samples
+    assert plan.middle_blocks <= 128
+    assert plan.tile % plan.threads == 0
+
+
+@given(plans())
+def test_the_rest_lies_as_the_parameters_do(plan: CudaPlan) -> None:
+    """The tables are offsets into the flat parameters behind W0."""
+    shapes, at, found = layer_shapes(list(plan.neuron_cnt)), 0, {}
+    for name, shape in list(shapes.items())[1:]:
+        found[name] = at
+        at += shape[0] * shape[1]
+    assert plan.rest == at
+    assert numbers(plan, "WIDTH") == list(plan.neuron_cnt[1:])
+    assert numbers(plan, "B_AT") == [found[f"b{k}"] for k in range(len(plan.widths))]
+    assert numbers(plan, "W_AT")[1:] == [found[f"W{k}"] for k in range(1, len(plan.widths))]
+    assert int(defined(plan)["REST_WEIGHTS"]) == found["b0"]
+    assert numbers(plan, "LEVEL_AT") == [sum(plan.widths[:k]) for k in range(len(plan.widths))]
+    assert len(numbers(plan, "ACTIVATION")) == len(plan.widths)
+
+
+@given(plans(), st.integers(1, 10**6))
+def test_memory_is_a_function_of_batch_and_network_not_of_steps(plan: CudaPlan, other: int) -> None:
+    assert plan.buffer_shapes["part"] == (plan.tiles, plan.batch_size, plan.units)
+    expected = plan.tiles * plan.batch_size * plan.units + plan.batch_size * plan.units
+    expected += plan.middle_blocks * (plan.rest + 1)
+    assert plan.buffer_bytes == expected * plan.itemsize
+    same = {name: getattr(plan, name) for name in ("stream_grid", "middle_blocks", "stream_shared", "middle_shared")}
+    assert {name: getattr(replace(plan), name) for name in same} == same
+
+
+@given(plans())
+def test_shared_memory_holds_what_the_kernels_lay_out(plan: CudaPlan) -> None:
+    """As the sources cut it up: `cores.cu`, `tensor.cu` and `middle`."""
+    size, names = plan.itemsize, {name: int(x) for name, x in defined(plan).items() if x.isdigit()}
+    group, tile, threads, chunk = (names[name] for name in ("GROUP", "TILE", "THREADS", "CHUNK"))
+    padded, tiles16, warps = -(-group // 8) * 8, -(-group // 16), threads // 32
+    if plan.products == "tensor":
+        terms, sums = 4 * tiles16 * 3 * 32 * 16, warps * 32 * (16 * tiles16 + 4) * 4
+        assert plan.stream_shared >= max(terms, sums) + 64 * 4
+        assert names["WORK_SHARED"] % 16 == 0
+    else:
+        d, x, sums = chunk * padded, chunk * (tile + 4), warps * chunk * padded
+        assert names["X_SHARED"] >= max(d, x, sums)
+        assert plan.stream_shared == (padded * (tile + 4) + names["X_SHARED"]) * size + 4 * chunk
+    subtrees = -(-plan.tiles // names["SUBTREE"])
+    middle = plan.rest + 2 * plan.samples * sum(plan.widths) + plan.samples + subtrees * plan.units
+    assert plan.middle_shared == middle * size
+
+
+# --- the text before the source -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_rule_s_names_are_bound_in_the_order_of_the_table(name: str) -> None:
+    kind = OPTIMIZERS[name][0]
+    optimizer = kind({"W0": np.zeros((1, 1))}, 1e-3)
+    plan, scalars = replace(REFERENCE, optimizer=kind), list(optimizer.advance())
+    assert plan.scalars == scalars
+    text = plan.prelude()
+    for k, scalar in enumerate(scalars):
+        assert f"const REAL {scalar} = numbers[{k}];" in text
+    for k, moment in enumerate(kind.moment_names):
+        assert f"REAL& {moment} = moment{k};" in text
+    l2, shrink = f"numbers[{len(scalars)}]", f"numbers[{len(scalars) + 1}]"
+    assert f"if ({l2} != 0) g += {l2} * p;" in text
+    assert f"p *= {shrink};" in text
+    assert kind.kernel in text
+    assert plan.numbers == len(scalars) + 2
+    assert int(defined(plan)["MOMENTS"]) == len(kind.moment_names)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "samples", "last", "expected"),
+    [
+        ("float32", "uint8", "sigmoid", ("float", "unsigned char", "float", f"float({1 / 255!r})", "0")),
+        ("float64", "float64", "softmax", ("double", "double", "long long", "double(1.0)", "1")),
+    ],
+)
+def test_types_and_scale_are_defined(dtype: str, samples: str, last: str, expected: tuple[str, ...]) -> None:
+    plan = CudaPlan((50, 4, 3), ("tanh", last), GradientDescent, 8, dtype, samples)
+    names = defined(plan)
+    assert tuple(names[name] for name in ("REAL", "SAMPLE", "TARGET", "SCALE", "SOFTMAX")) == expected
+    assert numbers(plan, "ACTIVATION") == [int(names["TANH"]), int(names["NONE"])]
+
+
+@pytest.mark.parametrize(
+    ("n_x", "aligned", "expected"), [(64, True, "1"), (64, False, "0"), (60, True, "0"), (7, True, "0")]
+)
+def test_pixels_are_loaded_by_fours_where_every_row_begins_at_a_multiple_of_8(
+    n_x: int, aligned: bool, expected: str
+) -> None:
+    plan = CudaPlan((n_x, 4, 1), ("tanh", "sigmoid"), Adam, 8, "float32", "uint8", aligned=aligned)
+    assert defined(plan)["ALIGNED"] == expected
+
+
+@given(plans())
+def test_a_source_needs_no_header_and_names_its_kernels(plan: CudaPlan) -> None:
+    source = plan.source()
+    assert "#include" not in source
+    assert "\nPRODUCTS" not in source
+    assert source.count("tile_step(const SAMPLE") == 1
+    assert re.findall(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(', source) == [
+        "stream",
+        "middle",
+        "advance",
+    ]
+
+
+@given(plans(), plans())
+def test_the_source_depends_on_features_and_batch_by_what_is_defined_alone(plan: CudaPlan, other: CudaPlan) -> None:
+    """So that few sources are compiled: none for each number of features or batch size."""
+    neurons = (other.neuron_cnt[0] // 8 * 8 or 8, *plan.neuron_cnt[1:])
+    here = replace(plan, neuron_cnt=(8, *plan.neuron_cnt[1:]), batch_size=100)
+    there = replace(plan, neuron_cnt=neurons, batch_size=17)
+    assert here.source() == there.source()
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.booleans(), st.booleans())
+def test_places_name_the_rows_of_every_step(m: int, batch_size: int, drop_last: bool, goes_on: bool) -> None:
+    table, parts = places(m, batch_size, drop_last, goes_on), batches(m, batch_size, drop_last)
+    order, following = epoch_order(m, 0), epoch_order(m, 1)
+    rows = np.concatenate([order[: parts[-1].stop], following[parts[0]] if goes_on else order[:0]])
+    assert (table.shape, table.dtype) == ((len(parts) + 1, 4), np.int32)
+    for k, part in enumerate(parts):
+        begin, length, after, count = table[k]
+        assert np.array_equal(rows[begin : begin + length], order[part])
+        expected = order[parts[k + 1]] if k + 1 < len(parts) else following[parts[0]] if goes_on else order[:0]
+        assert np.array_equal(rows[after : after + count], expected)
+    assert table[-1].tolist() == [0, 0, 0, 0]
+
+
+@given(st.integers(1, 300), st.integers(0, 1000), st.none() | st.integers(1, 100))
+def test_chunks_cover_an_epoch_and_end_where_the_caller_looks(count: int, epochs: int, every: int | None) -> None:
+    before, ends = epochs * count, [0]
+    while ends[-1] < count:
+        ends.append(chunk_end(ends[-1], count, before, every))
+        assert 0 < ends[-1] - ends[-2] <= CHUNK_STEPS
+    assert ends[-1] == count
+    if every is not None:
+        assert {end for end in range(1, count + 1) if (before + end) % every == 0} <= set(ends)
+
+
+# --- obstacles ----------------------------------------------------------------------------------------------------
+
+
+def small(
+    units: int = 8, behind: tuple[int, ...] = (1,), optimizer: type[BaseOptimizer] = Adam, **more: Any
+) -> CudaPlan:
+    activations = ("relu",) * len(behind) + ("sigmoid",)
+    return CudaPlan(
+        (1000, units, *behind),
+        activations,
+        optimizer,
+        **{"batch_size": 8, "dtype": "float32", "sample_dtype": "uint8"} | more,
+    )
+
+
+def test_obstacles_stand_at_their_edges() -> None:
+    assert small(units=MOST_UNITS).obstacle() is None
+    assert small(units=129).obstacle() == "the first layer has 129 units, more than 128, for which whole products win"
+    assert small(batch_size=MOST_BATCH).obstacle() is None
+    assert small(batch_size=2001).obstacle() == "batches of 2001, more than 2000, for which whole products win"
+
+
+def test_a_rest_that_fills_shared_memory_is_an_obstacle() -> None:
+    """Of a first layer of 100 units and a second of `n`: 101n weights and biases, and what the layers give."""
+    fits = max(n for n in range(1, 400) if small(100, (n, 1)).middle_shared <= MOST_SHARED)
+    assert small(100, (fits, 1)).obstacle() is None
+    needed = small(100, (fits + 1, 1)).middle_shared
+    told = f"the network needs {needed} bytes of shared memory, a block has {MOST_SHARED}"
+    assert small(100, (fits + 1, 1)).obstacle() == told
+
+
+@given(plans())
+def test_a_first_layer_within_the_limits_never_fills_a_block_s_shared_memory(plan: CudaPlan) -> None:
+    assert plan.stream_shared <= MOST_SHARED
+    if plan.middle_shared <= MOST_SHARED and plan.units <= MOST_UNITS:
+        assert plan.obstacle() is None
+
+
+# --- the objects at hand ------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_made_of_the_objects_of_a_run() -> None:
+    model = DeepNetwork([40, 6, 3], ["relu", "softmax"], dtype="float64")
+    samples = np.zeros((5, 40), np.uint8)
+    plan = plan_of(model, GradientDescent(model.save(), 1e-3), samples, 5)
+    assert plan == CudaPlan(
+        (40, 6, 3), ("relu", "softmax"), GradientDescent, 5, "float64", "uint8", aligned=plan.aligned
+    )
+    assert plan.aligned == (samples.ctypes.data % 8 == 0)
+
+
+def test_an_address_is_read_off_either_interface() -> None:
+    class OnGpu:
+        __cuda_array_interface__ = {"data": (12345, False)}  # noqa: RUF012
+
+    host = np.zeros(16, np.uint8)
+    assert address(host) == host.ctypes.data
+    assert address(host[3:]) == host.ctypes.data + 3
+    assert address(OnGpu()) == 12345
+
+
+def test_the_limits_are_those_of_the_design() -> None:
+    assert (MOST_UNITS, MOST_BATCH, MOST_SHARED) == (128, 2000, 96 * 1024)
+    assert 24 <= cuda_plan.CHUNK_STEPS <= 64  # a few dozen: what an interrupt waits for
