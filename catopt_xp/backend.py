@@ -83,6 +83,9 @@ class Backend:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r}, device={self.device!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return get_backend, (self.device,)  # a copy or a pickle takes the device anew, wherever it is opened
+
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         """``x`` on this device, without a copy where that is possible.
 

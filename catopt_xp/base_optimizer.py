@@ -60,6 +60,8 @@ class BaseOptimizer(abc.ABC):
     moment_names: ClassVar[tuple[str, ...]] = ()
     kernel: ClassVar[str] = ""  # the rule in CUDA C++: p, g, the moments by name, scalars by name
     conventions: ClassVar[dict[str, dict[str, Any]]] = {"chapter": {}, "torch": {}, "keras": {}}
+    l2_ahead: Iterator[float] | None = None
+    """The l2 of the steps to come, where each has its own: a step takes the next one (scikit-learn's is by batch)."""
 
     def __init__(
         self,
@@ -159,6 +161,8 @@ class BaseOptimizer(abc.ABC):
     def advance(self) -> dict[str, float]:
         """Counts a step and returns its numbers: the first half of `update`, for an engine that updates by parts."""
         self.steps += 1
+        if self.l2_ahead is not None:
+            self.l2 = next(self.l2_ahead)
         return self.scalars()
 
     def update_after(self, name: str, gradient: Parameters, scalars: dict[str, float]) -> None:
@@ -205,7 +209,9 @@ class BaseOptimizer(abc.ABC):
                 if clip is not None:
                     gradient = gradient * clip
                 if self.l2 and decayed:
-                    gradient = gradient + self.l2 * weights
+                    penalty = self.l2 * weights
+                    penalty += gradient
+                    gradient = penalty
                 if self.weight_decay and decayed:
                     weights *= shrink
                 state = [moment[part] for moment in moments]

@@ -8,7 +8,7 @@ threads; the sums over tasks are made in order, so they do not depend on the num
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from catopt_xp.backend import Array, Backend
@@ -16,7 +16,34 @@ from catopt_xp.functional import pixel_scale
 from catopt_xp.threads import deal
 
 MIN_WIDTH = 768  # features; narrower products run far below the machine's rate
+WHOLE_WIDTH = 4 * MIN_WIDTH  # features up to which a batch of at most twice the cache's size is one block
 MANY = 256  # samples from which the transposed product is the faster one
+
+
+def float_bytes(dtype: Any) -> int:
+    """Bytes of a number of float32 or float64.
+
+    >>> float_bytes("float64")
+    8
+    """
+    return 8 if str(dtype).endswith("float64") else 4
+
+
+@lru_cache
+def feature_blocks(n_x: int, count: int, itemsize: int, cache_bytes: int, tasks: int) -> Sequence[slice]:
+    """The features in blocks, for batches of `count` samples that become floats of so many bytes.
+
+    A block fits the cache and there are as many as tasks, unless blocks would be too narrow; a small batch is one.
+
+    >>> feature_blocks(64, 200, 4, 1 << 20, 16)
+    (slice(0, 64, None),)
+    """
+    fitting, shared = cache_bytes // (itemsize * max(1, count)), -(-n_x // tasks)
+    width = min(n_x, max(MIN_WIDTH, min(fitting // 16, -(-shared // 16)) * 16))
+    small = n_x <= WHOLE_WIDTH and itemsize * count * n_x <= 2 * cache_bytes
+    if small or n_x < 2 * MIN_WIDTH:
+        width = n_x
+    return tuple(slice(a, min(n_x, a + width)) for a in range(0, n_x, width))
 
 
 class Batch:
@@ -29,10 +56,7 @@ class Batch:
     def __init__(self, backend: Backend, dtype: Any, samples: Array, rows: Array | slice, count: int) -> None:
         self.backend, self.dtype, self.samples, self.rows, self.count = backend, dtype, samples, rows, count
         self.scale = pixel_scale(samples.dtype)
-        n_x, float_bytes = samples.shape[1], 8 if str(dtype).endswith("float64") else 4
-        width = min(backend.cache_bytes // (float_bytes * max(1, count)), -(-n_x // backend.tasks))
-        self.width = min(n_x, max(MIN_WIDTH, width // 16 * 16))
-        self.columns = [slice(a, min(n_x, a + self.width)) for a in range(0, n_x, self.width)]
+        self.columns = feature_blocks(samples.shape[1], count, float_bytes(dtype), backend.cache_bytes, backend.tasks)
         self._whole: Array | None = None
 
     def times_weights(self, W: Array) -> Array:
@@ -48,7 +72,7 @@ class Batch:
                 total = part if total is None else xp.add(total, part)  # (m, units) or (units, m)
             return total
 
-        Z, *others = self.backend.run(self._tasks(product))
+        Z, *others = self._run(product)
         for other in others:
             Z += other
         if self.scale != 1.0:
@@ -63,11 +87,13 @@ class Batch:
             for columns in blocks:
                 self.backend.matmul(scaled, self._block(columns), out[:, columns])
 
-        self.backend.run(self._tasks(product))
+        self._run(product)
 
-    def _tasks(self, work: Callable[[Sequence[slice]], Any]) -> list[Callable[[], Any]]:
-        """The blocks in at most `backend.tasks` runs of neighbours, each bound to the work on it."""
-        return [partial(work, blocks) for blocks in deal(self.columns, self.backend.tasks)]
+    def _run(self, work: Callable[[Sequence[slice]], Any]) -> list[Any]:
+        """The work on all blocks, in at most `backend.tasks` tasks of neighbours; their results."""
+        if len(self.columns) == 1:
+            return [work(self.columns)]
+        return self.backend.run([partial(work, blocks) for blocks in deal(self.columns, self.backend.tasks)])
 
     def _block(self, columns: slice) -> Array:
         """Samples as floats, (m, width), for reading only."""

@@ -33,12 +33,12 @@ def relu(Z: Array, xp: Any) -> Array:
     >>> relu(np.array([[-1.0, 2.0]]), np)
     array([[0., 2.]])
     """
-    return xp.maximum(Z, xp.zeros_like(Z))
+    return xp.maximum(Z, 0.0)
 
 
 def relu_backward(dA: Array, A: Array, xp: Any) -> Array:
     """Gradient through relu: `dA` where the unit was active, 0 elsewhere."""
-    return xp.where(A > 0, dA, xp.zeros_like(dA))
+    return xp.where(A > 0, dA, 0.0)
 
 
 def sigmoid(Z: Array, xp: Any) -> Array:
@@ -49,12 +49,27 @@ def sigmoid(Z: Array, xp: Any) -> Array:
     array([[0. , 0.5, 1. ]])
     """
     e = xp.exp(-xp.abs(Z))
-    return xp.where(Z >= 0, xp.ones_like(e), e) / (1.0 + e)
+    return xp.where(Z >= 0, 1.0, e) / (1.0 + e)
 
 
 def sigmoid_backward(dA: Array, A: Array, xp: Any) -> Array:
     """Gradient through the logistic function: `dA * A * (1 - A)`."""
     return dA * A * (1.0 - A)
+
+
+def identity(Z: Array, xp: Any) -> Array:
+    """`Z` itself: a layer without an activation, or the output that predicts numbers."""
+    return Z
+
+
+def identity_backward(dA: Array, A: Array, xp: Any) -> Array:
+    """Gradient through nothing: `dA`."""
+    return dA
+
+
+def exponential(Z: Array, xp: Any) -> Array:
+    """`exp(Z)`: the output that predicts counts."""
+    return xp.exp(Z)
 
 
 def tanh(Z: Array, xp: Any) -> Array:
@@ -91,52 +106,128 @@ HIDDEN_ACTIVATIONS = {
     "relu": Activation(relu, relu_backward),
     "sigmoid": Activation(sigmoid, sigmoid_backward),
     "tanh": Activation(tanh, tanh_backward),
+    "identity": Activation(identity, identity_backward),
 }
 
 
-def binary_loss(Z: Array, Y: Array, xp: Any) -> Array:
+def weighted_mean(each: Array, weights: Array | None, xp: Any) -> Array:
+    """The mean of `each` (·, m) over samples, summed over outputs: `sum(w * each) / sum(w)`, 0-d.
+
+    `weights`: (1, m), one a sample; None: all are 1.
+
+    >>> import numpy as np
+    >>> float(weighted_mean(np.array([[1.0, 3.0]]), np.array([[3.0, 1.0]]), np))
+    1.5
+    """
+    if weights is None:
+        return xp.sum(each) / each.shape[1]
+    return xp.sum(each * weights) / xp.sum(weights)
+
+
+def binary_loss(Z: Array, Y: Array, xp: Any, weights: Array | None = None) -> Array:
     """Binary cross-entropy from logits, summed over outputs, mean over samples.
 
-    `Z`, `Y`: (n_out, m), Y of 0 and 1. Equation: `max(z, 0) - y*z + log(1 + exp(-|z|))`, which is
-    `-[y log a + (1-y) log(1-a)]` with `a = sigmoid(z)`, finite for every finite z. Returns a 0-d array.
+    `Z`, `Y`: (n_out, m), Y of 0 and 1; `weights`: see `weighted_mean`. Equation:
+    `max(z, 0) - y*z + log(1 + exp(-|z|))`, which is `-[y log a + (1-y) log(1-a)]` with `a = sigmoid(z)`, finite for
+    every finite z. Returns a 0-d array.
 
     >>> import numpy as np
     >>> round(float(binary_loss(np.array([[0.0, -1e4]]), np.array([[1.0, 0.0]]), np)), 6)  # log(2) / 2
     0.346574
     """
     # The difference comes first: it is exact, and a logit far on the right side leaves the small logarithm whole.
-    each = xp.maximum(Z, xp.zeros_like(Z)) - Y * Z + xp.log1p(xp.exp(-xp.abs(Z)))  # (n_out, m)
-    return xp.sum(each) / Z.shape[1]
+    each = xp.maximum(Z, 0.0) - Y * Z + xp.log1p(xp.exp(-xp.abs(Z)))  # (n_out, m)
+    return weighted_mean(each, weights, xp)
 
 
-def categorical_loss(Z: Array, Y: Array, xp: Any) -> Array:
+def categorical_loss(Z: Array, Y: Array, xp: Any, weights: Array | None = None) -> Array:
     """Cross-entropy of a softmax from logits, mean over samples.
 
-    `Z`: (k, m); `Y`: (k, m) one-hot. Equation: `log(sum(exp(z))) - z[y]`, shifted by the maximum. Returns a 0-d array.
+    `Z`: (k, m); `Y`: (k, m) one-hot; `weights`: see `weighted_mean`. Equation: `log(sum(exp(z))) - z[y]`, shifted by
+    the maximum. Returns a 0-d array.
 
     >>> import numpy as np
     >>> round(float(categorical_loss(np.array([[0.0], [0.0]]), np.array([[1.0], [0.0]]), np)), 6)  # log(2)
     0.693147
     """
     shifted = Z - xp.max(Z, axis=0, keepdims=True)
-    each = xp.log(xp.sum(xp.exp(shifted), axis=0)) - xp.sum(Y * shifted, axis=0)  # (m,)
-    return xp.sum(each) / Z.shape[1]
+    sums = [xp.sum(x, axis=0, keepdims=True) for x in (xp.exp(shifted), Y * shifted)]
+    return weighted_mean(xp.log(sums[0]) - sums[1], weights, xp)  # of (1, m)
+
+
+def squared_loss(Z: Array, Y: Array, xp: Any, weights: Array | None = None) -> Array:
+    """Half the squared error, summed over outputs, mean over samples: `(z - y)**2 / 2`.
+
+    `Z`, `Y`: (n_out, m) numbers; `weights`: see `weighted_mean`. Returns a 0-d array.
+
+    >>> import numpy as np
+    >>> float(squared_loss(np.array([[3.0, 1.0]]), np.array([[1.0, 1.0]]), np))
+    1.0
+    """
+    return weighted_mean(0.5 * xp.square(Z - Y), weights, xp)
+
+
+def poisson_loss(Z: Array, Y: Array, xp: Any, weights: Array | None = None) -> Array:
+    """Half the Poisson deviance of the means `exp(Z)`, summed over outputs, mean over samples.
+
+    `Z`, `Y`: (n_out, m), Y at least 0; `weights`: see `weighted_mean`. Equation: `y log(y/a) - y + a` with
+    `a = exp(z)`, where `0 log 0` is 0. Returns a 0-d array.
+
+    >>> import numpy as np
+    >>> float(poisson_loss(np.log([[2.0, 1.0]]), np.array([[2.0, 0.0]]), np))
+    0.5
+    """
+    logs = xp.log(xp.where(Y > 0, Y, xp.ones_like(Y)))
+    return weighted_mean(Y * (logs - Z) - Y + xp.exp(Z), weights, xp)
+
+
+def squared_error(Y: Array, Y_hat: Array, xp: Any, weights: Array | None = None) -> Array:
+    """`squared_loss` of predicted numbers (n_out, m)."""
+    return squared_loss(Y_hat, Y, xp, weights)
+
+
+def poisson_deviance(Y: Array, Y_hat: Array, xp: Any, weights: Array | None = None) -> Array:
+    """`poisson_loss` of predicted means (n_out, m)."""
+    return poisson_loss(xp.log(Y_hat), Y, xp, weights)
+
+
+def clipped_binary_loss(Y: Array, Y_hat: Array, xp: Any, weights: Array | None = None) -> Array:
+    """Binary cross-entropy of probabilities (n_out, m), clipped at the dtype's eps so that 0 and 1 stay finite."""
+    P = _clipped(Y_hat, xp)
+    return -weighted_mean(Y * xp.log(P) + (1.0 - Y) * xp.log(1.0 - P), weights, xp)
+
+
+def clipped_categorical_loss(Y: Array, Y_hat: Array, xp: Any, weights: Array | None = None) -> Array:
+    """Cross-entropy of class probabilities (k, m) against one-hot Y, clipped at the dtype's eps."""
+    P = _clipped(xp.sum(Y * Y_hat, axis=0, keepdims=True), xp)  # of the true class: (1, m)
+    return -weighted_mean(xp.log(P), weights, xp)
+
+
+def _clipped(P: Array, xp: Any) -> Array:
+    eps = float(xp.finfo(P.dtype).eps)
+    return xp.clip(P, eps, 1.0 - eps)
 
 
 @dataclass(frozen=True)
 class Output:
     """An output layer: its activation and the loss that belongs to it.
 
-    With either pair the gradient at the logits is `(A - Y) / m`, so it needs no field of its own.
+    `loss(Z, Y, xp, weights)`: from logits; `loss_of_output(Y, Y_hat, xp, weights)`: from what the layer says, where
+    probabilities are clipped; `classifies`: whether those are probabilities, not numbers. In each pair the gradient at
+    the logits is `(A - Y) / m`, so it needs no field of its own.
     """
 
     forward: Callable[[Array, Any], Array]
-    loss: Callable[[Array, Array, Any], Array]
+    loss: Callable[[Array, Array, Any, Array | None], Array]
+    loss_of_output: Callable[[Array, Array, Any, Array | None], Array]
+    classifies: bool = True
 
 
 OUTPUT_ACTIVATIONS = {
-    "sigmoid": Output(sigmoid, binary_loss),
-    "softmax": Output(softmax, categorical_loss),
+    "sigmoid": Output(sigmoid, binary_loss, clipped_binary_loss),
+    "softmax": Output(softmax, categorical_loss, clipped_categorical_loss),
+    "identity": Output(identity, squared_loss, squared_error, classifies=False),
+    "exp": Output(exponential, poisson_loss, poisson_deviance, classifies=False),
 }
 
 
@@ -151,17 +242,4 @@ def one_hot(labels: Array, classes: Array, Z: Array, xp: Any) -> Array:
            [0., 0.],
            [1., 0.]])
     """
-    return xp.where(labels == classes, xp.ones_like(Z), xp.zeros_like(Z))
-
-
-def clipped_binary_loss(Y: Array, Y_hat: Array, xp: Any) -> Array:
-    """Binary cross-entropy of probabilities (n_out, m), clipped at the dtype's eps so that 0 and 1 stay finite."""
-    eps = float(xp.finfo(Y_hat.dtype).eps)
-    P = xp.clip(Y_hat, eps, 1.0 - eps)
-    return -xp.sum(Y * xp.log(P) + (1.0 - Y) * xp.log(1.0 - P)) / Y_hat.shape[1]
-
-
-def clipped_categorical_loss(Y: Array, Y_hat: Array, xp: Any) -> Array:
-    """Cross-entropy of class probabilities (k, m) against one-hot Y, clipped at the dtype's eps."""
-    eps = float(xp.finfo(Y_hat.dtype).eps)
-    return -xp.sum(Y * xp.log(xp.clip(Y_hat, eps, 1.0))) / Y_hat.shape[1]
+    return xp.where(labels == classes, xp.ones_like(Z), 0.0)

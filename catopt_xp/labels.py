@@ -31,6 +31,8 @@ def check_labels(labels: HostArray, output: str, units: int, dtype: str, name: s
     Traceback (most recent call last):
     ValueError: Y has the label 2 (sample 2); a sigmoid output takes 0 and 1
     """
+    if output not in ("sigmoid", "softmax"):
+        raise ValueError(f"an {output} output predicts numbers; MLPRegressor trains such a network")
     rows = units if output == "sigmoid" else 1
     if labels.ndim != 2 or labels.shape[0] != rows:
         raise ValueError(f"{name} has shape {labels.shape}; this network's {output} output takes ({rows}, m)")

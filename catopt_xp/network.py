@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import abc
 import itertools
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,11 +20,11 @@ from catopt_xp.functional import (
     HIDDEN_ACTIVATIONS,
     OUTPUT_ACTIVATIONS,
     clipped_binary_loss,
-    clipped_categorical_loss,
     one_hot,
     pixel_scale,
 )
 from catopt_xp.labels import as_rows, check_labels
+from catopt_xp.layout import checked_layout
 from catopt_xp.parameters import Parameters, common_dtype, dtype_name, layer_shapes
 
 DROPOUT_STREAM = 2  # keeps masks apart from other random numbers of the same seed
@@ -102,11 +101,13 @@ class DeepNetwork(BaseRegressionModel):
     """A fully connected classifier with He initialisation.
 
     `neuron_cnt`: units of every layer, the input first, e.g. `[n_x, 30, 20, 20, 1]`.
-    `activation_func`: one name per layer after the input: relu, sigmoid or tanh, and sigmoid or softmax at the end.
-    A sigmoid output takes labels of 0 and 1, (n_out, m); a softmax output takes class numbers, (1, m).
-    `seed`: of the initial weights, drawn on the host by PCG64 as `W ~ N(0, 2/n_in)` (He et al. 2015), b = 0.
-    `dtype`: float32 or float64. `dropout`: probability that a hidden unit is left out of a training pass (inverted:
-    the others are divided by `1 - dropout`). `device`: as for `get_backend`.
+    `activation_func`: one name per layer after the input: relu, sigmoid, tanh or identity, and sigmoid or softmax at
+    the end (or identity or exp, which predict numbers: `MLPRegressor`).
+    A sigmoid output takes labels of 0 and 1, (n_out, m); a softmax output takes class numbers, (1, m); the others take
+    numbers, (n_out, m).
+    `seed`: of the initial weights, drawn on the host by PCG64 as `W ~ N(0, 2/n_in)` (He et al. 2015), b = 0; None
+    leaves them 0, for a network that is loaded. `dtype`: float32 or float64. `dropout`: probability that a hidden unit
+    is left out of a training pass (inverted: the others are divided by `1 - dropout`). `device`: as for `get_backend`.
 
     Raises ValueError for a layout that cannot be built.
 
@@ -117,26 +118,34 @@ class DeepNetwork(BaseRegressionModel):
     ['W0', 'W1', 'b0', 'b1']
     """
 
+    weighted = False
+    """Whether labels come with a last row of sample weights: losses and gradients are weighted means then."""
+    clips = False
+    """Whether `backward` takes its loss from probabilities clipped at the dtype's eps, as scikit-learn does."""
+
     def __init__(
         self,
         neuron_cnt: Sequence[int],
         activation_func: Sequence[str],
-        seed: int = 0,
+        seed: int | None = 0,
         dtype: Any = "float32",
         *,
         dropout: float = 0.0,
         device: str | Backend = "cpu",
     ) -> None:
-        self.neuron_cnt, self.activation_func = _checked_layout(neuron_cnt, activation_func)
+        self.neuron_cnt, self.activation_func = checked_layout(neuron_cnt, activation_func)
         self.dtype = np.dtype(dtype).name
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"DeepNetwork: dtype is {self.dtype}; choose float32 or float64")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"DeepNetwork: dropout is {dropout}; it must be at least 0 and below 1")
-        self.seed, self.dropout = int(seed), float(dropout)
+        if seed is None and dropout:
+            raise ValueError("DeepNetwork: dropout draws its masks from the seed, which is None; give a number")
+        self.seed, self.dropout = None if seed is None else int(seed), float(dropout)
         self.position = (0, 0)
         self._place(Parameters.zeros(layer_shapes(self.neuron_cnt), self.dtype, get_backend(device)))
-        self._initialise()
+        if self.seed is not None:
+            self._initialise(self.seed)
 
     def _place(self, parameters: Parameters) -> None:
         self.parameters, self.backend = parameters, parameters.backend
@@ -147,8 +156,8 @@ class DeepNetwork(BaseRegressionModel):
         self._trace: _Trace | None = None
         self._batch: Batch | None = None
 
-    def _initialise(self) -> None:
-        rng = np.random.Generator(np.random.PCG64(self.seed))
+    def _initialise(self, seed: int) -> None:
+        rng = np.random.Generator(np.random.PCG64(seed))
         for k, (n_in, n_out) in enumerate(itertools.pairwise(self.neuron_cnt)):
             draw = rng.standard_normal((n_out, n_in), dtype=np.dtype(self.dtype).type)
             draw *= np.sqrt(2.0 / n_in).astype(draw.dtype)
@@ -173,6 +182,11 @@ class DeepNetwork(BaseRegressionModel):
     @property
     def kernel_obstacle(self) -> str | None:
         """What of this network no kernel knows that makes forward, loss and backward itself, or None."""
+        names = set(self.activation_func)
+        if names & {"identity", "exp"}:
+            return "its kernels know no identity and no exp"
+        if self.weighted or self.clips:
+            return f"its kernels know no {'weights of samples' if self.weighted else 'clipped losses'}"
         return None
 
     def to(self, device: str | Backend) -> DeepNetwork:
@@ -266,10 +280,11 @@ class DeepNetwork(BaseRegressionModel):
     def backward(self, Y: Array) -> Array:
         """Gradients of the mean loss over the batch of the last `forward`; returns that loss, 0-d, on the device.
 
-        `Y`: (n_out, m) of 0 and 1 for a sigmoid output, (1, m) class numbers for a softmax one.
-        Equation: `dZ_last = (A - Y)/m; dW_k = dZ_k A_k^T; db_k = sum(dZ_k); dZ_{k-1} = f'(W_k^T dZ_k)`. The gradient of
-        the input is never formed. Raises RuntimeError without a forward pass in train mode, ValueError when Y is of
-        another shape than that batch.
+        `Y`: (n_out, m) of 0 and 1 for a sigmoid output, (1, m) class numbers for a softmax one, (n_out, m) numbers for
+        the others; one row more where the network is `weighted`.
+        Equation: `dZ_last = (A - Y)/m`, with weights w `(A - Y) w/sum(w)`; `dW_k = dZ_k A_k^T; db_k = sum(dZ_k);
+        dZ_{k-1} = f'(W_k^T dZ_k)`. The gradient of the input is never formed. Raises RuntimeError without a forward
+        pass in train mode, ValueError when Y is of another shape than that batch.
         """
         batch = self._batch
         if batch is None:
@@ -290,8 +305,12 @@ class DeepNetwork(BaseRegressionModel):
         if self._gradients is None:
             self._gradients = self.parameters.zeros_like()
         gradients = self._gradients
-        targets = self._targets(Y, trace.logits)
-        dZ = (trace.probabilities - targets) / trace.logits.shape[1]  # (n_out, m)
+        targets, weights = self._targets_and_weights(Y, trace.logits)
+        dZ = trace.probabilities - targets  # (n_out, m)
+        if weights is None:
+            dZ /= dZ.shape[1]
+        else:
+            dZ *= weights / xp.sum(weights)
         for k in range(self.layers - 1, 0, -1):
             self.backend.matmul(dZ, trace.inputs[k - 1].T, gradients[f"W{k}"])
             gradients[f"b{k}"][...] = xp.sum(dZ, axis=1, keepdims=True)
@@ -301,23 +320,27 @@ class DeepNetwork(BaseRegressionModel):
             dZ = HIDDEN_ACTIVATIONS[self.activation_func[k - 1]].backward(dA, trace.outputs[k - 1], xp)
         gradients["b0"][...] = xp.sum(dZ, axis=1, keepdims=True)
         self._trace = None
-        return self._output.loss(trace.logits, targets, xp), dZ
+        if self.clips:
+            return self._output.loss_of_output(targets, trace.probabilities, xp, weights), dZ
+        return self._output.loss(trace.logits, targets, xp, weights), dZ
 
     def loss(self, Y: Any, Y_hat: Any) -> float:
         """Mean cross-entropy of probabilities, clipped at the dtype's eps so that 0 and 1 are finite.
 
         `Y`: (n_out, m) of 0 and 1, or (1, m) class numbers with a softmax output; `Y_hat`: (n_out, m) probabilities.
+        Of predicted numbers it is the loss that belongs to the output.
 
         >>> model = DeepNetwork([2, 1], ["sigmoid"])
         >>> model.loss(np.array([[1, 0]]), np.array([[1.0, 0.0]])) < 1e-12
         True
         """
-        if self.activation_func[-1] == "sigmoid":
-            return super().loss(Y, Y_hat)
         backend, Y_hat = _probabilities(Y_hat)
-        classes = backend.asarray(self.backend.to_host(self._classes))
-        targets = one_hot(backend.asarray(Y, dtype=classes.dtype), classes, Y_hat, backend.xp)
-        return float(clipped_categorical_loss(targets, Y_hat, backend.xp))  # sync
+        if self.activation_func[-1] == "softmax":
+            classes = backend.asarray(self.backend.to_host(self._classes))
+            targets = one_hot(backend.asarray(Y, dtype=classes.dtype), classes, Y_hat, backend.xp)
+        else:
+            targets = backend.asarray(Y, dtype=Y_hat.dtype)
+        return float(self._output.loss_of_output(targets, Y_hat, backend.xp, None))  # sync
 
     def evaluate(self, X: Array, Y: Array, return_loss: bool = False) -> float | tuple[float, float]:
         """Accuracy in [0, 1] over a set; with `return_loss` also its mean loss from the logits.
@@ -335,16 +358,26 @@ class DeepNetwork(BaseRegressionModel):
 
     def evaluate_rows(self, samples: Array, Y: Array) -> tuple[float, float]:
         """Accuracy and mean loss over a sample-major set (m, n_x) with labels (·, m), both on this device."""
-        xp, m = self.backend.xp, samples.shape[0]
+
+        def product(rows: slice) -> Array:
+            batch = Batch(self.backend, self._float, samples, rows, rows.stop - rows.start)
+            return batch.times_weights(self.parameters["W0"])
+
+        return self.evaluate_from(product, Y)
+
+    def evaluate_from(self, product: Callable[[slice], Array], Y: Array) -> tuple[float, float]:
+        """`evaluate_rows` for whoever makes the first layer's product: `W0 X` (units, n) of some rows, used up."""
+        xp, m = self.backend.xp, Y.shape[1]
+        if not self._output.classifies:
+            raise ValueError(f"evaluate: the {self.activation_func[-1]} output predicts numbers, and has no accuracy")
         sums = []  # one (right, loss) pair a chunk, left on the device until the end
         for start in range(0, m, EVALUATION_ROWS):
             rows = slice(start, min(m, start + EVALUATION_ROWS))
             count = rows.stop - rows.start
-            batch = Batch(self.backend, self._float, samples, rows, count)
-            trace = self._propagate(batch.times_weights(self.parameters["W0"]))
+            trace = self._propagate(product(rows))
             targets = self._targets(Y[:, rows], trace.logits)
             right = xp.sum(self.backend.asarray(self._is_right(trace.logits, targets), dtype=self._float))
-            sums.append(xp.stack([right, self._output.loss(trace.logits, targets, xp) * count]))
+            sums.append(xp.stack([right, self._output.loss(trace.logits, targets, xp, None) * count]))
         right_and_loss = self.backend.to_host(xp.stack(sums)).sum(axis=0, dtype=np.float64)  # sync
         return float(right_and_loss[0]) / m, float(right_and_loss[1]) / m
 
@@ -355,8 +388,15 @@ class DeepNetwork(BaseRegressionModel):
             return xp.argmax(logits, axis=0) == xp.argmax(targets, axis=0)
         return xp.all((logits > 0) == (targets > 0.5), axis=0)
 
+    def _targets_and_weights(self, Y: Array, logits: Array) -> tuple[Array, Array | None]:
+        """What `_targets` gives, and the samples' weights (1, m) where the network is `weighted`."""
+        if not self.weighted:
+            return self._targets(Y, logits), None
+        Y = self.backend.asarray(Y)
+        return self._targets(Y[:-1, :], logits), self.backend.asarray(Y[-1:, :], dtype=self._float)
+
     def _targets(self, Y: Array, logits: Array) -> Array:
-        """Labels as the loss takes them: (n_out, m) of 0 and 1 in the network's dtype."""
+        """Labels as the loss takes them: (n_out, m) of 0 and 1, or other numbers, in the network's dtype."""
         Y = self.backend.asarray(Y)
         self._check_shape(Y, logits.shape[1])
         if self.activation_func[-1] == "softmax":
@@ -371,7 +411,7 @@ class DeepNetwork(BaseRegressionModel):
 
     def dropout_masks(self, count: int) -> list[Array]:
         """One mask (units, m) per hidden layer: 0, or 1/(1 - dropout). A function of seed and position alone."""
-        rng = np.random.Generator(np.random.PCG64([self.seed, DROPOUT_STREAM, *self.position]))
+        rng = np.random.Generator(np.random.PCG64([self.seed or 0, DROPOUT_STREAM, *self.position]))
         keep, dtype = 1.0 - self.dropout, np.dtype(self.dtype).type
         draws = (rng.random((units, count), dtype=dtype) for units in self.neuron_cnt[1:-1])
         return [self.backend.asarray((draw < keep).astype(dtype) / dtype(keep)) for draw in draws]
@@ -393,27 +433,3 @@ class _Trace:
     masks: list[Array] | None
     logits: Array
     probabilities: Array
-
-
-def _checked_layout(neuron_cnt: Sequence[int], activation_func: Sequence[str]) -> tuple[list[int], list[str]]:
-    try:
-        units, names = [operator.index(n) for n in neuron_cnt], [str(name) for name in activation_func]
-    except TypeError as error:
-        raise ValueError(
-            f"DeepNetwork: neuron_cnt is {neuron_cnt!r}; give whole numbers, one for each layer"
-        ) from error
-    if len(units) != len(names) + 1 or not names:
-        raise ValueError(
-            f"DeepNetwork: {len(units)} layer sizes and {len(names)} activations; "
-            "give one activation for every layer after the input"
-        )
-    if min(units) < 1:
-        raise ValueError(f"DeepNetwork: layer sizes are {units}; every layer needs at least one unit")
-    for name in names[:-1]:
-        if name not in HIDDEN_ACTIVATIONS:
-            raise ValueError(f"DeepNetwork: unknown activation {name!r}; choose {', '.join(HIDDEN_ACTIVATIONS)}")
-    if names[-1] not in OUTPUT_ACTIVATIONS:
-        raise ValueError(f"DeepNetwork: the last activation is {names[-1]!r}; choose {', '.join(OUTPUT_ACTIVATIONS)}")
-    if names[-1] == "softmax" and units[-1] < 2:
-        raise ValueError("DeepNetwork: a softmax output needs at least two units; use sigmoid for one")
-    return units, names

@@ -57,8 +57,9 @@ class Momentum(BaseOptimizer):
     """Gradient descent along a moving average of the gradient: `v = beta*v + (1-beta)*g; p -= lr * v/c`.
 
     `beta`: in [0, 1). `from_scratch`: accepted and needless. `nesterov`: look ahead, `p -= lr*(beta*v + (1-beta)*g)`
-    with the new v. `correct_param`: divide v by its bias correction (off in the chapter). The rest as for
-    `BaseOptimizer`.
+    with the new v. `correct_param`: divide v by its bias correction (off in the chapter). `rate_inside`: v is the step
+    itself, as scikit-learn and Keras have it: `v = beta*v + lr*g; p -= v` (Nesterov: `p -= beta*v + lr*g`), so that a
+    change of the learning rate is felt by and by; beta may be 1 then. The rest as for `BaseOptimizer`.
     The chapter's form (an average, not a sum): PyTorch's SGD takes the same path with `lr*(1-beta)`.
 
     >>> import numpy as np
@@ -81,18 +82,20 @@ class Momentum(BaseOptimizer):
         *,
         nesterov: bool = False,
         correct_param: bool = False,
+        rate_inside: bool = False,
         lr_scheduler: Scheduler = const_lr,
         **options: Any,
     ) -> None:
         super().__init__(param_dict, learning_rate, lr_scheduler, **options)
-        self.beta = _fraction("Momentum", "beta", beta)
-        self.nesterov, self.correct_param = bool(nesterov), bool(correct_param)
-        if nesterov and correct_param:
-            raise ValueError("Momentum: nesterov has no bias-corrected form; choose one of the two")
+        self.beta = 1.0 if rate_inside and beta == 1.0 else _fraction("Momentum", "beta", beta)
+        self.nesterov, self.correct_param, self.rate_inside = bool(nesterov), bool(correct_param), bool(rate_inside)
+        if correct_param and (nesterov or rate_inside):
+            form = "nesterov" if nesterov else "rate_inside"
+            raise ValueError(f"Momentum: {form} has no bias-corrected form; choose one of the two")
 
     @staticmethod
     def rule(xp: Any, p: Array, g: Array, v: Array, *, rate: float, beta: float, alpha: float, nesterov: float) -> None:
-        """`v = beta*v + alpha*g; p -= rate*v`, with alpha = 1 - beta and rate = lr/c"""
+        """`v = beta*v + alpha*g; p -= rate*v`: alpha = 1 - beta, rate = lr/c; rate inside: alpha = lr, rate = 1"""
         v *= beta
         v += alpha * g
         if nesterov:
@@ -104,17 +107,16 @@ class Momentum(BaseOptimizer):
 
     def scalars(self) -> dict[str, float]:
         c = bias_correction(self.beta, self.steps) if self.correct_param else 1.0
-        return {
-            "rate": self.learning_rate / c,
-            "beta": self.beta,
-            "alpha": 1.0 - self.beta,
-            "nesterov": float(self.nesterov),
-        }
+        rate, alpha = self.learning_rate / c, 1.0 - self.beta
+        if self.rate_inside:
+            rate, alpha = 1.0, rate
+        return {"rate": rate, "beta": self.beta, "alpha": alpha, "nesterov": float(self.nesterov)}
 
     @property
     def options(self) -> dict[str, Any]:
         own = {"beta": self.beta, "nesterov": self.nesterov, "correct_param": self.correct_param}
-        return super().options | own
+        # Named where it is on, so that runs without it look as they always did to a checkpoint.
+        return super().options | own | ({"rate_inside": True} if self.rate_inside else {})
 
     @classmethod
     def preset(cls, convention: str, param_dict: Mapping[str, Array], learning_rate: float, **options: Any) -> Self:
@@ -180,8 +182,10 @@ class RMSProp(BaseOptimizer):
     ) -> None:
         """`s = beta*s + alpha*g*g; p -= rate * g / (sqrt(s/c + eps_in) + eps_out)`, with alpha = 1 - beta"""
         s *= beta
-        s += alpha * (g * g)
-        step = g / _root(xp, s / c, eps_in, eps_out)
+        square = g * g
+        square *= alpha
+        s += square
+        step = g / _root(xp, s, c, eps_in, eps_out)
         step *= rate
         p -= step
 
@@ -263,8 +267,10 @@ class Adam(BaseOptimizer):
         m *= beta1
         m += alpha1 * g
         v *= beta2
-        v += alpha2 * (g * g)
-        step = m / _root(xp, v / c2, eps_in, eps_out)
+        square = g * g
+        square *= alpha2
+        v += square
+        step = m / _root(xp, v, c2, eps_in, eps_out)
         step *= rate
         p -= step
 
@@ -286,11 +292,11 @@ class Adam(BaseOptimizer):
         return super().options | own | {"eps_mode": self.eps_mode, "correct_param": self.correct_param}
 
 
-def _root(xp: Any, s_hat: Array, eps_in: float, eps_out: float) -> Array:
-    """`sqrt(s_hat + eps_in) + eps_out`; one of the two is 0, and adding it is spared. `s_hat` is used up."""
+def _root(xp: Any, s: Array, c: float, eps_in: float, eps_out: float) -> Array:
+    """`sqrt(s/c + eps_in) + eps_out`; one of the two is 0, and adding it is spared, as is dividing by 1."""
+    s_hat = s if c == 1.0 else s / c
     if eps_in:
-        s_hat += eps_in
-        return xp.sqrt(s_hat)
+        return xp.sqrt(s_hat + eps_in)
     root = xp.sqrt(s_hat)
     root += eps_out
     return root

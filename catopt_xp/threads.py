@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import LibController, ThreadpoolController
 
 from catopt_xp.machine import THREADS, thread_count
 
@@ -31,6 +31,8 @@ def run_tasks(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     >>> run_tasks([lambda: 1, lambda: 2])
     [1, 2]
     """
+    if len(tasks) == 1:  # nothing to share out: BLAS may use the threads
+        return [tasks[0]()]
     threads = min(thread_count(), len(tasks))
     with single_threaded_products():
         if threads < 2:
@@ -110,8 +112,7 @@ class _OneThread:
     """What `ThreadpoolController.limit` does, at a tenth of its time: it is entered at every step of training."""
 
     def __enter__(self) -> None:
-        found = [library for library in _controller().lib_controllers if library.user_api == "blas"]
-        self.before = [(library, threads) for library in found if (threads := library.num_threads) != 1]
+        self.before = [(library, threads) for library in _blas() if (threads := library.num_threads) != 1]
         for library, _ in self.before:
             library.set_num_threads(1)
 
@@ -129,6 +130,11 @@ def _pool(process: int) -> ThreadPoolExecutor:
     # One pool for each process: threads do not survive a fork.
     # Threads start when there is work for them, so the bound is one that nobody reaches.
     return ThreadPoolExecutor(MOST_THREADS, thread_name_prefix=f"catopt_xp-{process}")
+
+
+@functools.cache
+def _blas() -> list[LibController]:
+    return [library for library in _controller().lib_controllers if library.user_api == "blas"]
 
 
 @functools.cache

@@ -38,6 +38,7 @@ EXACT: dict[str, Callable[[Any, Any], Any]] = {
     "relu": lambda mp, z: max(z, 0),
     "sigmoid": lambda mp, z: 1 / (1 + mp.exp(-z)),
     "tanh": lambda mp, z: mp.tanh(z),
+    "identity": lambda mp, z: z,
     "softmax": softmax_of_pair,
 }
 
@@ -91,6 +92,38 @@ def test_loss_is_a_sum_over_outputs_and_a_mean_over_samples(backend: Backend) ->
     assert float(functional.clipped_binary_loss(Y_, A_, backend.xp)) == pytest.approx(by_hand, rel=1e-14)
 
 
+def test_losses_of_numbers_by_hand(backend: Backend) -> None:
+    # Two outputs, three samples. Squared: half of (1 + 0 + 4) and (0 + 1 + 1) over 3 samples.
+    Z, Y = (
+        backend.asarray(np.array(x)) for x in ([[1.0, 2.0, 0.0], [0.0, 1.0, 2.0]], [[0.0, 2.0, 2.0], [0.0, 0.0, 1.0]])
+    )
+    assert float(functional.squared_loss(Z, Y, backend.xp)) == pytest.approx(3.5 / 3, rel=1e-15)
+    # Poisson, mean e**z: y log y - y z - y + e**z, where a count of 0 leaves e**z.
+    terms = [math.e, 2 * math.log(2) - 4 - 2 + math.e**2, 2 * math.log(2) - 2 + 1, 1, math.e, -2 - 1 + math.e**2]
+    assert float(functional.poisson_loss(Z, Y, backend.xp)) == pytest.approx(sum(terms) / 3, rel=1e-15)
+
+
+@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+def test_the_loss_of_what_an_output_says_is_that_of_its_logits(name: str, backend: Backend) -> None:
+    rng, output = np.random.default_rng(4), OUTPUT_ACTIVATIONS[name]
+    Z, Y = rng.standard_normal((3, 5)), np.eye(3)[rng.integers(0, 3, 5)].T
+    Z, Y, weights = (backend.asarray(x) for x in (Z, Y, rng.random((1, 5))))
+    said = output.forward(Z + 0.0, backend.xp)
+    for w in (None, weights):
+        of_output = output.loss_of_output(Y, said, backend.xp, w)
+        assert float(of_output) == pytest.approx(float(output.loss(Z, Y, backend.xp, w)), rel=1e-13)
+
+
+@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+def test_a_weight_counts_a_sample_so_many_times(name: str, backend: Backend) -> None:
+    rng, output, times = np.random.default_rng(5), OUTPUT_ACTIVATIONS[name], np.array([2, 0, 1, 3, 1])
+    Z, Y = rng.standard_normal((3, 5)), np.eye(3)[rng.integers(0, 3, 5)].T
+    weights = backend.asarray(times.reshape(1, -1).astype(float))
+    weighted = output.loss(backend.asarray(Z), backend.asarray(Y), backend.xp, weights)
+    repeated = (backend.asarray(x.repeat(times, axis=1)) for x in (Z, Y))
+    assert float(weighted) == pytest.approx(float(output.loss(*repeated, backend.xp)), rel=1e-14)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("loss", [functional.clipped_binary_loss, functional.clipped_categorical_loss])
 def test_loss_of_probabilities_is_finite_at_0_and_1(
@@ -117,7 +150,7 @@ def test_any_logits_give_finite_values_of_their_dtype(strict_backend: Backend, d
         results += [
             HIDDEN_ACTIVATIONS[a].backward(Z, HIDDEN_ACTIVATIONS[a].forward(Z, xp), xp) for a in HIDDEN_ACTIVATIONS
         ]
-        for output in OUTPUT_ACTIVATIONS.values():
+        for output in (output for output in OUTPUT_ACTIVATIONS.values() if output.classifies):
             results += [output.forward(Z, xp), output.loss(Z, targets, xp)]
         results += [functional.clipped_binary_loss(targets, functional.sigmoid(Z, xp), xp)]
         results += [functional.clipped_categorical_loss(targets, functional.softmax(Z, xp), xp)]

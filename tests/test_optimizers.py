@@ -29,7 +29,8 @@ ALL = [cls for cls, _ in OPTIMIZERS.values()]
 DECAYS: list[dict[str, Any]] = [{}, {"weight_decay": 0.1}, {"l2": 0.1}, {"weight_decay": 0.1, "l2": 0.1}]
 VARIANTS: list[tuple[type[BaseOptimizer], dict[str, Any]]] = [
     (GradientDescent, {}),
-    *((Momentum, options) for options in ({}, {"nesterov": True}, {"correct_param": True})),
+    *((Momentum, options) for options in ({}, {"nesterov": True}, {"correct_param": True}, {"rate_inside": True})),
+    (Momentum, {"nesterov": True, "rate_inside": True}),
     *((cls, {"eps_mode": mode}) for cls in (RMSProp, Adam) for mode in ("inside", "outside", "hat")),
     *((cls, {"correct_param": False}) for cls in (RMSProp, Adam)),
 ]
@@ -381,6 +382,7 @@ def test_numbers_out_of_range_are_refused_by_name(cls: type[BaseOptimizer], name
         (GradientDescent, {"clip_norm": 0.0}, "clip_norm is 0.0; it must be positive"),
         (Momentum, {"beta": 1.0}, "Momentum: beta is 1.0"),
         (Momentum, {"nesterov": True, "correct_param": True}, "nesterov has no bias-corrected form"),
+        (Momentum, {"rate_inside": True, "correct_param": True}, "rate_inside has no bias-corrected form"),
         (RMSProp, {"beta": -0.1}, "RMSProp: beta is -0.1"),
         (RMSProp, {"eps_mode": "in"}, "unknown eps_mode 'in'; choose inside, outside, hat"),
         (Adam, {"beta1": float("nan")}, "Adam: beta1 is nan"),
@@ -390,6 +392,26 @@ def test_numbers_out_of_range_are_refused_by_name(cls: type[BaseOptimizer], name
 def test_options_of_one_method_are_checked(cls: type[BaseOptimizer], options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         cls({"W0": np.zeros(1)}, **({"learning_rate": 0.1} | options))
+
+
+def test_a_velocity_that_holds_the_rate_may_be_kept_whole() -> None:
+    p = {"W0": np.zeros(1)}
+    optimizer = Momentum(p, 0.5, 1.0, rate_inside=True)
+    for _ in range(3):
+        optimizer.update({"W0": np.ones(1)})
+    assert p["W0"].tolist() == [-0.5 - 1.0 - 1.5]
+
+
+@each_optimizer
+def test_each_step_may_have_an_l2_of_its_own(cls: type[BaseOptimizer]) -> None:
+    shapes: dict[str, tuple[int, ...]] = {"W0": (2, 3), "b0": (2, 1)}
+    ahead, by_hand = (cls(draws(shapes, "float64", 1), 0.1, l2=0.5) for _ in range(2))
+    ahead.l2_ahead = iter([0.5, 0.25, 0.0])
+    for l2, seed in ((0.5, 2), (0.25, 3), (0.0, 4)):
+        by_hand.l2 = l2
+        for optimizer in (ahead, by_hand):
+            optimizer.update(draws(shapes, "float64", seed))
+    assert same_bits(ahead, by_hand)
 
 
 @pytest.mark.parametrize("cls", [Momentum, RMSProp, Adam])

@@ -18,6 +18,7 @@ from catopt_xp.backend import Array, Backend
 from catopt_xp.engines.check import self_check
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda_plan import plan_of
+from catopt_xp.engines.panels import PANEL
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import Adam, BaseOptimizer, GradientDescent, Momentum, RMSProp
@@ -28,7 +29,7 @@ LEAST_EPS = 1e-30  # the panel engine estimates quotients, for denominators that
 LARGE_PRODUCTS = 512  # units times batch size, for each feature, from which whole products win over panels
 FAST = 'pip install "catopt-xp[fast]"'
 
-__all__ = ["ENGINES", "PlainEngine", "Settings", "choose_engine"]
+__all__ = ["ENGINES", "PlainEngine", "Settings", "check_failure", "choose_engine", "panel_obstacle"]
 
 
 def choose_engine(
@@ -52,8 +53,8 @@ def choose_engine(
         raise ValueError(f'engine "panels" cannot run this: {obstacle}; leave engine at "auto"')
     if obstacle is None:
         assert isinstance(model, DeepNetwork)
-        for make in _panel_engines(backend):
-            failure = _failure(make, model, optimizer, samples, backend)
+        for make in _panel_engines(model, backend, settings):
+            failure = check_failure(make, model, optimizer, samples, backend)
             if failure is None:
                 why = "as asked" if engine == "panels" else "the fastest that can run this"
                 return make(model, optimizer, samples, targets, backend, settings), obstacle or why
@@ -62,16 +63,17 @@ def choose_engine(
     return PlainEngine(model, optimizer, samples, targets, backend, settings), obstacle or ""
 
 
-def _panel_engines(backend: Backend) -> list[type[PlainEngine]]:
-    """The panel engines of a device, the fastest first."""
+def _panel_engines(model: DeepNetwork, backend: Backend, settings: Settings) -> list[type[PlainEngine]]:
+    """The panel engines of a device that do what is asked, the fastest first."""
     if backend.name == "cupy":
         return [CudaEngine, CoresEngine]
     from catopt_xp.engines.cpu import PanelEngine  # needs numba
+    from catopt_xp.engines.formula import FormulaPanelEngine
 
-    return [PanelEngine]
+    return [FormulaPanelEngine if settings.penalised or model.kernel_obstacle else PanelEngine]
 
 
-def _failure(
+def check_failure(
     make: type[PlainEngine], model: DeepNetwork, optimizer: BaseOptimizer, samples: Array, backend: Backend
 ) -> str | None:
     """Why the panel engine cannot be trusted on this machine, or None: its check fails, or its kernels do not run."""
@@ -114,6 +116,10 @@ def gpu_obstacle(
     model: DeepNetwork, optimizer: BaseOptimizer, samples: Array, backend: Backend, settings: Settings
 ) -> str | None:
     """Why the kernels for a GPU cannot run this, or None where they can."""
+    if settings.penalised:
+        return "its kernels do not add up the squares of the weights"
+    if model.kernel_obstacle is not None:
+        return model.kernel_obstacle
     if model.dropout:
         return "dropout draws its masks on the host, batch by batch"
     plan = plan_of(model, optimizer, samples, min(samples.shape[0], settings.batch_size))
@@ -139,6 +145,8 @@ def slower_with_panels(samples: Array, model: BaseRegressionModel, settings: Set
     """Why the plain engine is the faster one, or None: a rule from measured times (benchmarks/growth.py)."""
     m, n_x = samples.shape
     units = model.save()["W0"].shape[0]
+    if n_x < PANEL and isinstance(model, DeepNetwork) and (settings.penalised or model.kernel_obstacle):
+        return f"the faster one for fewer than {PANEL} features with a loss like this"
     if units * min(m, settings.batch_size) >= LARGE_PRODUCTS * n_x:
         return f"the faster one for {n_x} features, which are few beside {units} units and batches of that size"
     return None

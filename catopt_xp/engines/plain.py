@@ -6,22 +6,27 @@ epoch waits for the device: losses stay there and are fetched once, when the epo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from catopt_xp.backend import Array, Backend
+from catopt_xp.blocks import feature_blocks, float_bytes
 from catopt_xp.data.order import batches
-from catopt_xp.network import BaseRegressionModel
+from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import BaseOptimizer
-from catopt_xp.parameters import common_dtype
+from catopt_xp.parameters import Parameters, common_dtype, is_bias
+from catopt_xp.threads import deal
 
 Rows = NDArray[np.int64]
 
-WIDE = 128  # units on either side of a weight matrix from which several threads pay
+SQUARED = 65536  # weights whose squares are added at a time
+LARGE = 1_000_000  # multiplications of a product from which several threads pay
+WIDE = 128  # units on either side of a weight matrix behind the first from which they pay
 
 
 @dataclass
@@ -29,7 +34,8 @@ class Settings:
     """What shapes an epoch: batches, their order in accumulation, and whether the schedule moves by step.
 
     `pause_every`: updates, counted from the first epoch, after which the caller wants to look at the model; an engine
-    that makes several updates at a time stops there.
+    that makes several updates at a time stops there. `penalised`: whether the caller asks for `weight_squares` between
+    the steps, which are made one at a time then.
     """
 
     batch_size: int
@@ -37,6 +43,7 @@ class Settings:
     accumulate: int = 1
     schedule_by_step: bool = False
     pause_every: int | None = None
+    penalised: bool = False
 
 
 class PlainEngine:
@@ -64,11 +71,20 @@ class PlainEngine:
         # The mini-batch losses of this epoch; they stay on the device until `fetch_losses`.
         self.loss_dtype = common_dtype(model.save())
         self.losses = backend.zeros((len(self.lengths),), self.loss_dtype)
-        # The layers after the first use one thread, unless their products are large enough to gain by more.
+        # Products use one thread, unless they are large enough to gain by more, and not cut for threads already.
         later = [p.shape for name, p in model.save().items() if name.startswith("W") and name != "W0"]
-        self._narrow = all(min(shape) <= WIDE for shape in later)
+        self._narrow = all(min(shape) <= WIDE for shape in later) and not self._whole_and_large()
         kind = type(optimizer)
         self._direct = kind.step is BaseOptimizer.step and kind.add_grad is BaseOptimizer.add_grad
+
+    def _whole_and_large(self) -> bool:
+        """Whether the first layer's products are of one block, and large enough for several threads."""
+        if not isinstance(self.model, DeepNetwork):
+            return False
+        (units, n_x), count = self.model.save()["W0"].shape, self.lengths[0]
+        backend, itemsize = self.backend, float_bytes(self.loss_dtype)
+        whole = len(feature_blocks(n_x, count, itemsize, backend.cache_bytes, backend.tasks)) == 1
+        return whole and units * n_x * count >= LARGE
 
     @property
     def batches(self) -> int:
@@ -94,6 +110,10 @@ class PlainEngine:
         """What computes besides the backend, by name: another version of it may give other bits."""
         return {}
 
+    def agreed(self, stop: bool) -> bool:
+        """Whether to stop after this step: as asked, or, of an engine that is one of several, as all know by now."""
+        return stop
+
     def settle(self) -> None:
         """Brings model and optimizer up to date, where an engine keeps their values elsewhere while it runs."""
 
@@ -118,6 +138,35 @@ class PlainEngine:
         probabilities = self.model.forward_rows(self.samples, rows)
         loss = self.model.backward(labels)
         self.losses[k] = self.model.loss(labels, probabilities) if loss is None else loss
+
+    def evaluate(self, samples: Array, targets: Array) -> tuple[float, float]:
+        """Accuracy in [0, 1] and mean loss over a set as the engine takes it, with the weights as they are."""
+        self.settle()
+        return self.model.evaluate_rows(samples, targets)
+
+    def weight_squares(self) -> Array:
+        """The sum of the squares of all weights, biases not, as they are between two steps: 0-d, on the device."""
+        tasks, weights = self.backend.tasks, self.weights()
+        if tasks == 1 or sum(x.shape[0] for x in weights) < tasks * SQUARED:
+            return self._squares(weights)
+        pieces = [x[a : a + SQUARED] for x in weights for a in range(0, x.shape[0], SQUARED)]
+        first, *others = self.backend.run([partial(self._squares, share) for share in deal(pieces, tasks)])
+        return sum(others, start=first)
+
+    def weights(self) -> list[Array]:
+        """All weights as flat arrays, wherever they are while the engine runs."""
+        parameters = self.model.save()
+        if isinstance(parameters, Parameters):
+            return [parameters.flat[: parameters.n_weights]]
+        return [self.backend.xp.reshape(x, (-1,)) for name, x in parameters.items() if not is_bias(name)]
+
+    def _squares(self, pieces: Sequence[Array]) -> Array:
+        first, *others = (self.backend.xp.matmul(x, x) for x in pieces)
+        return sum(others, start=first)
+
+    def fetch_squares(self, squares: Sequence[Array]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """Answers of `weight_squares` as one array on the host, in one transfer."""
+        return self.backend.to_host(self.backend.xp.stack(list(squares))).astype(np.float64)  # sync
 
     def fetch_losses(self) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         """The losses of this epoch's batches, (batches,): the one transfer of an epoch."""

@@ -29,16 +29,18 @@ VERSIONS = {name: version(name) for name in ("torch", "optax", "jax", "scikit-le
 
 SAMPLES, INPUTS = 5, 3
 OUTPUTS = {"sigmoid": 1, "multi-label": 3, "softmax": 4}
+NUMBERS = {"identity": 2, "exp": 2}  # outputs that predict numbers
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    "identity": lambda Z: Z,
 }
 
 
 def gradient_case(depth: int, activation: str, output: str, rng: np.random.Generator) -> dict[str, Any]:
     """One network of ``depth`` layers: its inputs, loss and all gradients by automatic differentiation."""
-    units = [INPUTS, *[4] * (depth - 1), OUTPUTS[output]]
+    units = [INPUTS, *[4] * (depth - 1), (OUTPUTS | NUMBERS)[output]]
     params = {}
     for k, (n_in, n_out) in enumerate(itertools.pairwise(units)):
         params[f"W{k}"] = torch.tensor((rng.standard_normal((n_out, n_in)) * math.sqrt(2 / n_in)).round(3))
@@ -52,6 +54,14 @@ def gradient_case(depth: int, activation: str, output: str, rng: np.random.Gener
     if output == "softmax":
         Y = rng.integers(0, OUTPUTS[output], (1, SAMPLES))
         loss = F.cross_entropy(Z.T, torch.tensor(Y[0]))
+    elif output == "identity":
+        Y = rng.standard_normal((units[-1], SAMPLES)).round(3)
+        loss = F.mse_loss(Z, torch.tensor(Y), reduction="sum") / (2 * SAMPLES)
+    elif output == "exp":
+        Y = rng.integers(0, 4, (units[-1], SAMPLES))
+        counts = torch.tensor(Y, dtype=Z.dtype)
+        known = torch.special.xlogy(counts, counts) - counts  # the part of the deviance that no weight changes
+        loss = (F.poisson_nll_loss(Z, counts, reduction="sum") + known.sum()) / SAMPLES
     else:
         Y = rng.integers(0, 2, (OUTPUTS[output], SAMPLES))
         loss = F.binary_cross_entropy_with_logits(Z, torch.tensor(Y, dtype=Z.dtype), reduction="sum") / SAMPLES
@@ -59,7 +69,7 @@ def gradient_case(depth: int, activation: str, output: str, rng: np.random.Gener
     return {
         "name": f"{activation} {output} depth {depth}",
         "neuron_cnt": units,
-        "activation_func": [activation] * (depth - 1) + ["softmax" if output == "softmax" else "sigmoid"],
+        "activation_func": [activation] * (depth - 1) + ["sigmoid" if output == "multi-label" else output],
         "X": X.tolist(),
         "Y": Y.tolist(),
         "loss": loss.item(),
@@ -70,13 +80,15 @@ def gradient_case(depth: int, activation: str, output: str, rng: np.random.Gener
 
 def gradient_cases() -> list[dict[str, Any]]:
     rng = np.random.Generator(np.random.PCG64(21))
-    return [
+    cases = [
         gradient_case(depth, activation, output, rng)
         for depth in range(1, 6)
-        for activation in ACTIVATIONS
+        for activation in ("relu", "sigmoid", "tanh")
         for output in OUTPUTS
         if depth > 1 or activation == "relu"  # one layer has no hidden activation
     ]
+    cases += [gradient_case(depth, "identity", output, rng) for depth in (2, 3) for output in OUTPUTS]
+    return cases + [gradient_case(depth, "tanh", output, rng) for depth in (1, 2, 3) for output in NUMBERS]
 
 
 def schedule_case(text: str, schedule: Callable[[torch.optim.Optimizer], Any], epochs: int = 30) -> dict[str, Any]:

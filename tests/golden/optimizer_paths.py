@@ -14,7 +14,10 @@ import jax
 import numpy as np
 import optax  # type: ignore[import-untyped]
 import torch
-from sklearn.neural_network._stochastic_optimizers import AdamOptimizer  # type: ignore[import-untyped]
+from sklearn.neural_network._stochastic_optimizers import (  # type: ignore[import-untyped]
+    AdamOptimizer,
+    SGDOptimizer,
+)
 from torch.optim import lr_scheduler
 
 STEPS = 200
@@ -96,12 +99,15 @@ def optax_path(rule_at: Callable[[int], Any]) -> Path:
     return kept
 
 
-def sklearn_adam_path(beta1: float, beta2: float, eps: float) -> Path:
+def sklearn_path(optimizer_of: Callable[[list[Any]], Any], rate_of_epoch: Callable[[int], float] | None = None) -> Path:
+    """``rate_of_epoch``: the learning rate that is set when an epoch begins."""
     params = [START[name].copy() for name in SHAPES]
-    optimizer = AdamOptimizer(params, LEARNING_RATE, beta1, beta2, eps)
+    optimizer = optimizer_of(params)
     kept = []
     for t, gradient in enumerate(GRADIENTS, start=1):
         optimizer.update_params(params, [gradient[name] for name in SHAPES])
+        if rate_of_epoch is not None and t % STEPS_PER_EPOCH == 0:
+            optimizer.learning_rate = rate_of_epoch(t // STEPS_PER_EPOCH)
         if t in KEPT_STEPS:
             kept.append(flat(dict(zip(SHAPES, params, strict=True))))
     return kept
@@ -154,7 +160,14 @@ def momentum_cases() -> list[dict[str, Any]]:
     def fading(optimizer: torch.optim.Optimizer) -> Any:
         return lr_scheduler.ExponentialLR(optimizer, 0.8)
 
+    def velocity(nesterov: bool) -> Callable[[list[Any]], Any]:
+        return lambda params: SGDOptimizer(params, LEARNING_RATE, momentum=b, nesterov=nesterov)
+
+    def stairs(epoch: int) -> float:
+        return float(LEARNING_RATE * 0.5 ** (epoch // 3))
+
     ema, corrected = optax.ema(b, debias=False), optax.ema(b, debias=True)
+    by_stairs = {"beta": b, "rate_inside": True, "lr_scheduler": "staircase:0.5,3"}
     by_exponential = {"beta": b, "lr_scheduler": "exponential:0.8"}
     look_ahead_decayed = torch_path(nesterov, weight_decay=0.1)
     look_ahead = {"beta": b, "nesterov": True}
@@ -165,6 +178,9 @@ def momentum_cases() -> list[dict[str, Any]]:
         case("torch SGD momentum ExponentialLR", torch_path(heavy, schedule=fading), m, **by_exponential),
         case("torch SGD nesterov", torch_path(nesterov), m, **look_ahead),
         case("torch SGD nesterov decay", look_ahead_decayed, m, **look_ahead, l2=0.1),
+        case("scikit-learn SGDOptimizer", sklearn_path(velocity(False)), m, beta=b, rate_inside=True),
+        case("scikit-learn SGDOptimizer nesterov", sklearn_path(velocity(True)), m, **look_ahead, rate_inside=True),
+        case("scikit-learn SGDOptimizer, rates by epoch", sklearn_path(velocity(False), stairs), m, **by_stairs),
         case("optax ema", optax_path(chain(ema)), m, beta=b),
         case("optax ema debias", optax_path(chain(corrected)), m, beta=b, correct_param=True),
         case("optax ema decayed", optax_path(chain(ema, decoupled(0.1))), m, beta=b, weight_decay=0.1),
@@ -226,6 +242,9 @@ def adam_cases() -> list[dict[str, Any]]:
         c1, root_c2 = 1 - b1**t, math.sqrt(1 - b2**t)
         group["lr"], group["eps"] = lr * c1 / root_c2, eps / root_c2
 
+    def sklearn_adam(params: list[Any]) -> Any:
+        return AdamOptimizer(params, lr, b1, b2, eps)
+
     def inside_raw(t: int) -> Any:
         c1, c2 = 1 - b1**t, 1 - b2**t
         rule = optax.scale_by_adam(b1, b2, eps=0.0, eps_root=eps / c2)
@@ -256,7 +275,7 @@ def adam_cases() -> list[dict[str, Any]]:
         case("optax adam", optax_path(chain(rule)), a, **given),
         case("optax adam eps_root", optax_path(chain(inside_rule)), a, **given, **inside),
         case("optax adam eps_root, correction undone", optax_path(inside_raw), a, **raw, **inside),
-        case("scikit-learn AdamOptimizer", sklearn_adam_path(b1, b2, eps), a, **given, **hat),
+        case("scikit-learn AdamOptimizer", sklearn_path(sklearn_adam), a, **given, **hat),
     ]
 
 
@@ -264,7 +283,8 @@ def preset_cases() -> list[dict[str, Any]]:
     """The libraries' own defaults, at their own learning rate."""
     lr = LEARNING_RATE
     keras_rms = optax.scale_by_rms(0.9, 1e-7)  # eps inside the root, no correction
-    keras_adam = sklearn_adam_path(0.9, 0.999, 1e-7)  # corrections folded into lr alone, with the eps of Keras
+    # Corrections folded into lr alone, with the eps of Keras.
+    keras_adam = sklearn_path(lambda params: AdamOptimizer(params, lr, 0.9, 0.999, 1e-7))
     made = [
         case("torch SGD", torch_path(lambda g: torch.optim.SGD(g, lr)), "GradientDescent"),
         case("torch SGD", torch_path(lambda g: torch.optim.SGD(g, lr, momentum=0.9)), "Momentum"),

@@ -1,0 +1,430 @@
+"""scikit-learn's MLPClassifier and MLPRegressor on the engines of this library, on a CPU or a GPU. Floor F5.
+
+Names, defaults, attributes and results are scikit-learn's: the same random draws, rules, penalties and stopping. What
+is different is said in the classes. scikit-learn is imported here alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+try:
+    import sklearn  # noqa: F401
+except ModuleNotFoundError as error:
+    message = 'MLPClassifier and MLPRegressor need scikit-learn: pip install "catopt-xp[sklearn]"'
+    raise ModuleNotFoundError(message, name="sklearn") from error
+from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from catopt_xp.backend import Array, Backend, get_backend
+from catopt_xp.estimator_arrays import as_host, backend_for, checked, checked_weights, home_of, like
+from catopt_xp.estimator_fit import MOST_SAMPLES, Perceptron
+from catopt_xp.estimator_labels import Labels
+from catopt_xp.estimator_rules import check_parameters, layer_sizes
+from catopt_xp.estimator_training import answers
+from catopt_xp.network import DeepNetwork
+from catopt_xp.schedules import Scheduler
+
+HostArray = NDArray[Any]
+
+__all__ = ["MLPClassifier", "MLPRegressor"]
+
+
+class _Estimator(Perceptron, BaseEstimator):  # type: ignore[misc]
+    """What both estimators share: the checks of what they are given, and where they train and predict."""
+
+    def _targets(self, y: HostArray, first: bool, incremental: bool) -> HostArray:
+        """Checked targets as a network takes them, (·, m)."""
+        raise NotImplementedError
+
+    def _output(self) -> tuple[str, int]:
+        """The network's last activation, and how many outputs it has."""
+        raise NotImplementedError
+
+    def _weights(self, y: HostArray, sample_weight: Any, incremental: bool) -> HostArray | None:
+        """The samples' weights (m,), or None where all are 1."""
+        return None if sample_weight is None else checked_weights(sample_weight, len(y))
+
+    def _given(self) -> dict[str, Any]:
+        given: dict[str, Any] = self.get_params(deep=False)
+        return given
+
+    def _store(self, given: dict[str, Any]) -> None:
+        """Keeps the parameters as they were given, which is all that a constructor may do."""
+        for name in self._get_param_names():
+            setattr(self, name, given[name])
+
+    # --- fitting ----------------------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Trains on `X` (m, n_x) and `y`; begins anew unless `warm_start`.
+
+        `sample_weight`: (m,), None for all 1. Returns the estimator. Raises ValueError or TypeError for what cannot be
+        used, and ValueError where weights are no longer finite. Warns (ConvergenceWarning) when `max_iter` ends
+        training. Ctrl-C ends it with a warning, and what was learned is kept.
+        """
+        return self._fit(X, y, sample_weight, incremental=False)
+
+    def _steps(self) -> bool:
+        """Whether the solver makes mini-batch steps, which `partial_fit` needs."""
+        if self.solver == "lbfgs":
+            raise AttributeError("partial_fit makes mini-batch steps; solver lbfgs makes none")
+        return True
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Self:
+        check_parameters(type(self).__name__, self._given())
+        if incremental and self.early_stopping:
+            raise ValueError(
+                "partial_fit is one epoch, which early_stopping=True cannot end; set it to False, or use fit"
+            )
+        first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
+        X, y = self._checked(X, y, first)
+        weights = self._weights(y, sample_weight, incremental)
+        targets = self._targets(y, first, incremental)
+        rng = check_random_state(self.random_state)
+        output, outputs = self._output()
+        units = [X.shape[1], *layer_sizes(self.hidden_layer_sizes), outputs]
+        backend = self._backend(X, units, first)
+        if first:
+            dtype = "float32" if self.pixels else str(X.dtype).rpartition(".")[2]
+            self._begin(units, output, dtype, rng, backend)
+        else:
+            self._go_on(units, backend)
+        # L-BFGS works in float64 and converts block by block; a network that goes on keeps its type.
+        kept = self.pixels or self.solver == "lbfgs"
+        samples = backend.asarray(X, dtype=None if kept else self._network.dtype)
+        try:
+            warning = self._train(samples, y, targets, weights, rng, incremental)
+        finally:
+            self._publish()
+        if not all(np.isfinite(x).all() for x in (*self.coefs_, *self.intercepts_)):
+            raise ValueError("the weights are no longer finite numbers: scale X, or lower learning_rate_init")
+        if warning is not None:
+            warnings.warn(warning, ConvergenceWarning, stacklevel=3)
+        return self
+
+    def _checked(self, X: Any, y: Any, first: bool) -> tuple[Any, HostArray]:
+        """X as `_checked_samples` has it, and y on the host, (m,) or (m, k)."""
+        home, options = home_of(X, self.device), {"multi_output": True, "y_numeric": isinstance(self, RegressorMixin)}
+        if home is None:
+            kinds = {"dtype": self._kinds(X), "order": "C"}
+            X, y = validate_data(self, as_host(X), as_host(y), reset=first, **options, **kinds)
+        else:
+            X, y = checked(X, home, self.pixels), validate_data(self, y=as_host(y), **options)
+            validate_data(self, X, reset=first, skip_check_array=True)
+            if len(y) != X.shape[0]:
+                raise ValueError(f"X has {X.shape[0]} samples, and y has {len(y)}")
+        return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+
+    def _checked_samples(self, X: Any) -> tuple[Any, Backend | None]:
+        """X to predict, (m, n_x): float32 or float64, or uint8 pixels; on a GPU if it came from there. And where."""
+        check_is_fitted(self)
+        home = home_of(X, self.device)
+        if home is None:
+            return validate_data(self, as_host(X), dtype=self._kinds(X), order="C", reset=False), None
+        X = checked(X, home, self.pixels)
+        validate_data(self, X, reset=False, skip_check_array=True)
+        return X, home
+
+    def _kinds(self, X: Any) -> Any:
+        """The types of numbers that samples on the host may have; the first is what others become."""
+        if not self.pixels:
+            return (np.float64, np.float32)
+        kind = np.asarray(as_host(X)).dtype
+        if kind != np.uint8:
+            raise ValueError(f"X holds {kind}; with pixels=True give uint8")
+        return np.uint8
+
+    def _backend(self, X: Any, units: list[int], first: bool) -> Backend:
+        """Where to train; "auto": where X lies, where the network is already, or where a step is fast."""
+        if self.device != "auto":
+            return get_backend(self.device)
+        home = home_of(X, self.device)
+        if home is not None or not first:
+            return home or self._network.backend
+        batch = MOST_SAMPLES if self.batch_size == "auto" else self.batch_size
+        return backend_for(6 * min(batch, X.shape[0]) * sum(a * b for a, b in itertools.pairwise(units)))
+
+    def _split(self, y: HostArray, rng: np.random.RandomState) -> tuple[HostArray, HostArray]:
+        stratify = y if isinstance(self, ClassifierMixin) and self.n_outputs_ == 1 else None
+        options = {"test_size": self.validation_fraction, "random_state": rng, "stratify": stratify}
+        train, held = train_test_split(np.arange(len(y)), **options)
+        return train, held
+
+    # --- predicting -------------------------------------------------------------------------------------------------
+
+    def _answer(self, X: Any) -> tuple[Array, Backend]:
+        """The network's answer to X, (outputs, m), and the backend where it is."""
+        X, home = self._checked_samples(X)
+        if home is not None:
+            self._move(home)
+        network = self._current_network()
+        return answers(network, network.backend.asarray(X)), network.backend
+
+    @property
+    def network_(self) -> DeepNetwork:
+        """The trained network, for `catopt_xp.export` and the like; on a CPU `coefs_` are views of its arrays."""
+        check_is_fitted(self)
+        return self._current_network()
+
+    # --- copies -----------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._portable_state(super().__getstate__())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if hasattr(self, "_network"):
+            self._publish()
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = False
+        return tags
+
+
+class MLPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
+    """A fully connected classifier with scikit-learn's interface and results, trained on the engines of this library.
+
+    scikit-learn's parameters, in its order and with its defaults:
+
+    `hidden_layer_sizes`: units of each hidden layer. `activation`: identity, logistic, tanh or relu, of hidden layers.
+    `solver`: adam, sgd or lbfgs, as scikit-learn has them; or the rules of `catopt_xp.optim`: momentum (`momentum` is
+    beta), rmsprop (`momentum` is beta, `epsilon` stands inside the root) and adamw (`alpha` is the decoupled decay).
+    `alpha`: L2 penalty, divided by the batch's samples. `batch_size`: "auto" is min(200, samples). `learning_rate`:
+    constant, invscaling or adaptive, for sgd alone, with `power_t`. `learning_rate_init`: per step. `max_iter`: epochs
+    at most (iterations of lbfgs, with at most `max_fun` evaluations). `shuffle`: a new order in every epoch.
+    `random_state`: of weights, orders and the validation split. `tol`, `n_iter_no_change`: training ends when the loss,
+    or the validation score, has not become better by tol for more than so many epochs. `verbose`: print each epoch.
+    `warm_start`: fit goes on with the weights that there are. `momentum`, `nesterovs_momentum`: of sgd, the learning
+    rate inside the velocity. `early_stopping`: judge by the score on `validation_fraction` of the samples, and put back
+    the best weights. `beta_1`, `beta_2`, `epsilon`: of adam.
+
+    Ours: `class_weight`: None, "balanced" or {class: weight}. `device`: as for `catopt_xp.get_backend`; "auto" is the
+    GPU where X lies on one, or where there is one and steps are large. `engine`: auto, plain or panels, as for
+    `catopt_xp.train`. `lr_scheduler`: `(learning_rate, epoch) -> rate`, epochs from 0. `pixels`: X holds uint8 pixels
+    (m, n_x), which stay such and stand for X/255.
+
+    Attributes, scikit-learn's: `classes_, coefs_, intercepts_, loss_, loss_curve_, best_loss_, validation_scores_,
+    best_validation_score_, n_iter_, t_, n_features_in_, feature_names_in_, n_layers_, n_outputs_, out_activation_`; and
+    `engine_`, `engine_reason_`: what ran, and why; `network_`: the trained DeepNetwork.
+
+    float64 samples are trained on in float64, float32 ones in float32, others become float64. Sparse samples are
+    refused. Arrays of other libraries (CuPy, PyTorch, …) are taken, and answered in their kind. Differences:
+    with `warm_start` and `early_stopping`, the weights put back are the best of all calls; numbers of loss_curve_ are
+    float64; parameters without a meaning beside others are refused.
+
+    >>> X = np.random.default_rng(0).random((60, 4))
+    >>> y = np.where(X[:, 0] > 0.5, "right", "left")
+    >>> model = MLPClassifier((8,), solver="lbfgs", random_state=0).fit(X, y)
+    >>> model.predict(X[:2]), model.score(X, y)
+    (array(['right', 'right'], dtype='<U5'), 1.0)
+    """
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Any = (100,),
+        activation: str = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: bool = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        max_fun: int = 15000,
+        class_weight: Any = None,
+        device: str | Backend = "auto",
+        engine: str = "auto",
+        lr_scheduler: Scheduler | None = None,
+        pixels: bool = False,
+    ) -> None:
+        self._store(locals())
+
+    @available_if(_Estimator._steps)  # type: ignore[untyped-decorator]
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
+        """One epoch over X (m, n_x) and y, with the optimizer of the calls before.
+
+        `sample_weight`: as for `fit`; `classes`: all that there will ever be, at the first call. Returns the estimator.
+        Raises ValueError as `fit` does, with `early_stopping`, and for classes that are not known.
+        """
+        known = getattr(self, "classes_", None)
+        if classes is not None:
+            classes = unique_labels(classes)
+            if known is not None and not np.array_equal(known, classes):
+                raise ValueError(
+                    f"classes is {classes}, and was {known} in earlier calls; give the same, or leave it out"
+                )
+        elif known is None:
+            raise ValueError("classes must be passed on the first call to partial_fit: all that there will ever be")
+        self.classes_ = classes if known is None else known
+        return self._fit(X, y, sample_weight, incremental=True)
+
+    def predict(self, X: Any) -> Any:
+        """The most probable class of each of X (m, n_x): (m,); of each label whether it holds, (m, k), multi-label."""
+        return like(self._predicted(X), X, self.device)
+
+    def predict_proba(self, X: Any) -> Any:
+        """The probability of each class, in the order of `classes_`, for X (m, n_x): (m, classes)."""
+        answer, backend = self._answer(X)
+        with backend.activate():
+            return like(self._labels.probabilities(answer, backend.xp), X, self.device)
+
+    def predict_log_proba(self, X: Any) -> Any:
+        """The logarithm of `predict_proba`, -inf where that is 0."""
+        answer, backend = self._answer(X)
+        with backend.activate(), np.errstate(divide="ignore"):
+            return like(backend.xp.log(self._labels.probabilities(answer, backend.xp)), X, self.device)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The share of samples X (m, n_x) whose class (all of whose labels) is y, weighed by `sample_weight` (m,)."""
+        return float(accuracy_score(as_host(y), self._predicted(X), sample_weight=as_host(sample_weight)))
+
+    def _predicted(self, X: Any) -> HostArray:
+        answer, backend = self._answer(X)
+        labels: HostArray = self._labels.decode(backend.to_host(answer))
+        return labels
+
+    def _targets(self, y: HostArray, first: bool, incremental: bool) -> HostArray:
+        kind = type_of_target(y)
+        if kind == "multiclass-multioutput":
+            raise ValueError(
+                f"y has shape {y.shape} and more than two values; several labels of a sample are columns of 0 and 1"
+            )
+        check_classification_targets(y)
+        classes, multilabel = unique_labels(y), kind == "multilabel-indicator"
+        if first:
+            self.classes_ = self.classes_ if incremental else classes
+            self._labels = Labels(self.classes_, multilabel)
+        known = set(classes) <= set(self.classes_) if incremental else set(classes) == set(self.classes_)
+        if not known or multilabel != self._labels.multilabel:
+            raise ValueError(
+                f"y has the classes {classes}, and this estimator knows {self.classes_}; fit it anew for others"
+            )
+        return self._labels.encode(y.toarray() if hasattr(y, "toarray") else y)
+
+    def _output(self) -> tuple[str, int]:
+        return self._labels.output, self._labels.units
+
+    def _weights(self, y: HostArray, sample_weight: Any, incremental: bool) -> HostArray | None:
+        weights = super()._weights(y, sample_weight, incremental)
+        if self.class_weight is None:
+            return weights
+        if incremental and self.class_weight == "balanced":
+            raise ValueError(
+                'class_weight="balanced" needs all labels at once, which partial_fit never sees; give a dict'
+            )
+        by_class: HostArray = compute_sample_weight(self.class_weight, y)
+        return by_class if weights is None else weights * by_class
+
+    def _score_of(self, answer: HostArray, y: HostArray, weights: HostArray | None) -> float:
+        return float(accuracy_score(y, self._labels.decode(answer), sample_weight=weights))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+class MLPRegressor(MultiOutputMixin, RegressorMixin, _Estimator):  # type: ignore[misc]
+    """A fully connected regressor with scikit-learn's interface and results, trained on the engines of this library.
+
+    `loss`: squared_error, or poisson, whose outputs are means of counts, `exp(z)`, for targets of at least 0. The other
+    parameters, attributes and differences are those of `MLPClassifier`, but for classes and their weights; the
+    validation score is R².
+
+    >>> X = np.random.default_rng(0).random((60, 2))
+    >>> model = MLPRegressor(hidden_layer_sizes=(8,), solver="lbfgs", random_state=0).fit(X, X[:, 0] - X[:, 1])
+    >>> round(model.score(X, X[:, 0] - X[:, 1]), 2)
+    1.0
+    """
+
+    def __init__(
+        self,
+        loss: str = "squared_error",
+        hidden_layer_sizes: Any = (100,),
+        activation: str = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: bool = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        max_fun: int = 15000,
+        device: str | Backend = "auto",
+        engine: str = "auto",
+        lr_scheduler: Scheduler | None = None,
+        pixels: bool = False,
+    ) -> None:
+        self._store(locals())
+
+    @available_if(_Estimator._steps)  # type: ignore[untyped-decorator]
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """One epoch over X (m, n_x) and y, with the optimizer of the calls before; the rest as for `fit`."""
+        return self._fit(X, y, sample_weight, incremental=True)
+
+    def predict(self, X: Any) -> Any:
+        """The predicted numbers for X (m, n_x): (m,), or (m, outputs) where there are several."""
+        answer, backend = self._answer(X)
+        with backend.activate():
+            return like(answer[0, :] if self.n_outputs_ == 1 else answer.T, X, self.device)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """R² of the predictions for X (m, n_x), y (m,) or (m, outputs), weighed by `sample_weight` (m,)."""
+        return float(r2_score(as_host(y), as_host(self.predict(X)), sample_weight=as_host(sample_weight)))
+
+    def _targets(self, y: HostArray, first: bool, incremental: bool) -> HostArray:
+        if self.loss == "poisson" and (y < 0).any():
+            raise ValueError(f"y has the value {y.min()}; the poisson loss takes counts, at least 0")
+        targets = y.reshape(len(y), -1).T
+        if not first and len(targets) != self.n_outputs_:
+            raise ValueError(f"y has {len(targets)} columns, and the network {self.n_outputs_} outputs; fit it anew")
+        self._columns = len(targets)
+        return targets
+
+    def _output(self) -> tuple[str, int]:
+        return "exp" if self.loss == "poisson" else "identity", self._columns
+
+    def _score_of(self, answer: HostArray, y: HostArray, weights: HostArray | None) -> float:
+        return float(r2_score(y, answer.T.reshape(y.shape), sample_weight=weights))

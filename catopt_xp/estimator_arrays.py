@@ -1,0 +1,129 @@
+"""Arrays that an estimator is given: of which library, on which device, and the answer in the same kind. Floor F1."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+from catopt_xp.backend import Array, Backend, asnumpy, backend_of, get_backend
+from catopt_xp.parameters import dtype_name
+
+CHECK_NUMBERS = 1 << 24  # looked at together when values are checked
+LARGE_STEP = 2e7  # operations of a step from which a GPU gains: one takes some 0.6 ms there, however small
+
+
+def is_foreign(X: Any) -> bool:
+    """Whether X is an array of another library than NumPy: one that is exchanged by DLPack or CUDA's interface.
+
+    >>> is_foreign([[1.0]]), is_foreign(np.zeros(1))
+    (False, False)
+    """
+    exchanged = hasattr(X, "__dlpack__") or hasattr(X, "__cuda_array_interface__")
+    return exchanged and not isinstance(X, np.ndarray | np.generic)
+
+
+def home_of(X: Any, device: str | Backend) -> Backend | None:
+    """The backend where X lies, if it is a GPU's array, or one of the library of `device`; None for host data."""
+    if not is_foreign(X):
+        return None
+    library = _library_of(X)
+    if isinstance(device, Backend) and library is device.xp:
+        return device
+    if not hasattr(X, "__cuda_array_interface__"):
+        return None
+    return backend_of(X) if library.__name__ == "cupy" else get_backend(f"cuda:{X.device.index or 0}")  # PyTorch's
+
+
+def backend_for(operations: float) -> Backend:
+    """Where steps of so many operations are fast: on the GPU that "auto" stands for, or on the CPU if they are small.
+
+    >>> backend_for(1e6).device
+    'cpu'
+    """
+    return get_backend("cpu" if operations < LARGE_STEP else _usual_device(os.environ.get("CATOPT_XP_DEVICE")))
+
+
+@functools.cache
+def _usual_device(wish: str | None) -> str:
+    """The device of "auto", with this wish in the environment; looking for it takes a tenth of a second."""
+    return get_backend("auto").device
+
+
+def as_host(X: Any) -> Any:
+    """X as host data that scikit-learn checks: an array of another library as NumPy's, anything else as it is.
+
+    Raises TypeError for an array that its library does not hand out.
+    """
+    if not is_foreign(X):
+        return X
+    try:
+        return asnumpy(X)
+    except (BufferError, RuntimeError) as error:
+        raise TypeError(f"a {type(X).__name__} of {X.dtype} cannot be read by NumPy ({error}); convert it") from error
+
+
+def like(values: Array, X: Any, device: str | Backend) -> Any:
+    """An answer in the library of X, where X lies, if it is an array of another library; else as NumPy's.
+
+    `device`: as for `home_of`. Answers that other libraries cannot hold, such as names of classes, stay NumPy's.
+    """
+    if not is_foreign(X) or (isinstance(values, np.ndarray) and values.dtype.kind not in "biufc"):
+        return asnumpy(values)
+    home, library = home_of(X, device), _library_of(X)
+    if home is None:
+        return library.from_dlpack(asnumpy(values))
+    values = home.asarray(values)
+    return values if home.xp is library else library.from_dlpack(values)
+
+
+def _library_of(X: Any) -> Any:
+    """The module that X is an array of: whoever holds X has imported it."""
+    if hasattr(X, "__array_namespace__"):
+        return X.__array_namespace__()
+    return sys.modules[type(X).__module__.partition(".")[0]]
+
+
+def checked(X: Array, home: Backend, pixels: bool) -> Array:
+    """Rows of numbers (m, n_x) on a device as they are trained on: float32, float64, or uint8 where they are `pixels`.
+
+    Other numbers become float64. Raises TypeError or ValueError, saying in a line what is wrong.
+    """
+    X = home.asarray(X)
+    if X.ndim != 2 or 0 in X.shape:
+        raise ValueError(f"X has shape {tuple(X.shape)}; give (samples, features), at least one of each")
+    kind = dtype_name(X)
+    if not kind.startswith(("bool", "int", "uint", "float")):
+        raise TypeError(f"X holds {kind}; give real numbers")
+    if pixels:
+        if kind != "uint8":
+            raise ValueError(f"X holds {kind}; with pixels=True give uint8")
+        return X
+    with home.activate():
+        X = X if kind in ("float32", "float64") else home.asarray(X, dtype="float64")
+        rows = max(1, CHECK_NUMBERS // X.shape[1])
+        starts = range(0, X.shape[0], rows)
+        finite = [home.xp.all(home.xp.isfinite(X[a : min(a + rows, X.shape[0]), :])) for a in starts]
+        if not all(bool(part) for part in finite):  # sync
+            raise ValueError("X contains NaN or infinity; replace them first")
+    return X
+
+
+def checked_weights(sample_weight: Any, m: int) -> np.ndarray[Any, Any]:
+    """Weights of m samples as float64 on the host, (m,). Raises ValueError, saying in a line what is wrong.
+
+    >>> checked_weights([0, 0], 2)
+    Traceback (most recent call last):
+    ValueError: sample_weight is zero for every sample; there is nothing to learn
+    """
+    weights = np.asarray(as_host(sample_weight), dtype=np.float64)
+    if weights.shape != (m,):
+        raise ValueError(f"sample_weight has shape {weights.shape}; give ({m},), a number for each sample")
+    if not np.isfinite(weights).all():
+        raise ValueError("sample_weight contains NaN or infinity; replace them first")
+    if not weights.any():
+        raise ValueError("sample_weight is zero for every sample; there is nothing to learn")
+    return weights

@@ -1,0 +1,155 @@
+"""Training in scikit-learn's order of draws and sums, on the engines of this library. Floor F4.
+
+The steps themselves are the engines'. What is scikit-learn's own is here: initial weights, the order of the rows, a
+penalty that is divided by the batch's samples, and the loss of an epoch with that penalty in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from catopt_xp.backend import Array, Backend
+from catopt_xp.engines import Settings, choose_engine
+from catopt_xp.network import DeepNetwork
+from catopt_xp.optim import BaseOptimizer
+
+Rows = NDArray[np.int64]
+HostArray = NDArray[Any]
+
+PREDICTED_ROWS = 1024  # looked at together in prediction: what layers say of them stays in the cache
+
+
+def initial_network(
+    units: Sequence[int], hidden: str, output: str, dtype: str, rng: np.random.RandomState, backend: Backend
+) -> DeepNetwork:
+    """A network with weights by Glorot & Bengio (2010), drawn as scikit-learn draws them.
+
+    `units`: of every layer; `hidden`, `output`: activations. Equation: weights and biases are uniform in `[-b, b]`,
+    `b = sqrt(6/(n_in + n_out))`, with 2 instead of 6 for sigmoid layers; layer by layer, weights (n_in, n_out) first.
+    """
+    names = [*[hidden] * (len(units) - 2), output]
+    network = DeepNetwork(units, names, seed=None, dtype=dtype, device=backend)
+    for k, (n_in, n_out) in enumerate(itertools.pairwise(units)):
+        bound = math.sqrt((2.0 if hidden == "sigmoid" else 6.0) / (n_in + n_out))
+        network.save()[f"W{k}"] = rng.uniform(-bound, bound, (n_in, n_out)).astype(dtype).T
+        network.save()[f"b{k}"] = rng.uniform(-bound, bound, n_out).astype(dtype).reshape(-1, 1)
+    network.clips = True
+    return network
+
+
+def shuffled(order: Rows, rng: np.random.RandomState) -> Rows:
+    """The rows in another order, drawn as scikit-learn draws it: places are permuted, each order builds on the last."""
+    places = np.arange(len(order))
+    rng.shuffle(places)
+    return order[places]
+
+
+def with_weights(network: DeepNetwork, targets: HostArray, weights: HostArray | None) -> Array:
+    """Targets (·, m), on the network's device, with the weights of samples (m,) as a last row where there are any."""
+    network.weighted = weights is not None
+    if weights is not None:
+        targets = np.concatenate([targets, weights.reshape(1, -1)])
+    kept = weights is None and network.activation_func[-1] == "softmax"  # numbers of classes
+    return network.backend.asarray(targets, dtype="int64" if kept else network.dtype)
+
+
+class Training:
+    """Epochs of mini-batch steps over one set.
+
+    `network`, `optimizer`: what trains, in place; `samples`: (m, n_x), on the network's device; `targets`: (·, m) on
+    the host, as the network takes them; `weights`: of samples, (m,) on the host, or None; `penalty`: scikit-learn's
+    alpha; `loss_scale`: what losses are multiplied by; `engine`: as for `choose_engine`.
+    """
+
+    def __init__(
+        self,
+        network: DeepNetwork,
+        optimizer: BaseOptimizer,
+        samples: Array,
+        targets: HostArray,
+        weights: HostArray | None,
+        *,
+        batch_size: int,
+        penalty: float,
+        loss_scale: float,
+        engine: str,
+    ) -> None:
+        self.network, self.optimizer = network, optimizer
+        self.penalty, self.loss_scale, self.weights = penalty, loss_scale, weights
+        optimizer.l2 = penalty / batch_size
+        on_device, settings = with_weights(network, targets, weights), Settings(batch_size, penalised=penalty > 0)
+        self.engine, self.engine_reason = choose_engine(
+            engine, network, optimizer, samples, on_device, network.backend, settings
+        )
+
+    def epochs(self, count: int, rng: np.random.RandomState, shuffle: bool) -> Generator[float]:
+        """Trains epoch after epoch, at most `count`; yields the loss of each, when it has ended.
+
+        After the last one, and wherever the caller leaves off, the weights are up to date and `rng` has made the draws
+        of the epochs that were begun, no others.
+        """
+        order, following = np.arange(self.engine.samples.shape[0]), None
+        works_ahead, drawn = self.engine.name == "panels", rng.get_state()
+        try:
+            for epoch in range(count):
+                order = self._next(order, rng, shuffle) if following is None else following
+                following = None
+                if works_ahead and epoch + 1 < count:
+                    drawn = rng.get_state()
+                    following = self._next(order, rng, shuffle)
+                # What overflows ends in weights that are not finite, which is said in the end.
+                with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                    loss = self._epoch(epoch, order, following)
+                self.optimizer.increase_epoch()
+                yield loss
+        finally:
+            if following is not None:
+                rng.set_state(drawn)
+            self.optimizer.l2_ahead = None
+            self.engine.settle()
+
+    @staticmethod
+    def _next(order: Rows, rng: np.random.RandomState, shuffle: bool) -> Rows:
+        return shuffled(order, rng) if shuffle else order
+
+    def _epoch(self, epoch: int, order: Rows, following: Rows | None) -> float:
+        engine, lengths = self.engine, np.array(self.engine.lengths)
+        sizes, squares = self._sizes(order), []
+        if self.penalty:
+            self.optimizer.l2_ahead = iter((self.penalty / sizes).tolist())
+            squares.append(engine.weight_squares())
+        for done in engine.steps(epoch, order, 0, following):
+            if self.penalty and done < engine.batches:
+                squares.append(engine.weight_squares())
+        losses = engine.fetch_losses().astype(np.float64) * self.loss_scale
+        if self.penalty:
+            losses += 0.5 * self.penalty * engine.fetch_squares(squares) / sizes
+        return float((losses * lengths).sum() / lengths.sum())
+
+    def _sizes(self, order: Rows) -> NDArray[np.float64]:
+        """What the sums over each batch are divided by: its samples, or the sum of their weights."""
+        if self.weights is None:
+            return np.array(self.engine.lengths, dtype=np.float64)
+        sums = [float(self.weights[order[part]].sum()) for part in self.engine.slices]
+        if 0.0 in sums:
+            raise ValueError(
+                "the sample weights of a mini-batch are all zero; leave such samples out, or enlarge batch_size"
+            )
+        return np.array(sums)
+
+
+def answers(network: DeepNetwork, samples: Array) -> Array:
+    """What the network says of samples (m, n_x) on its device: (outputs, m), there."""
+    backend, m = network.backend, samples.shape[0]
+    with backend.activate(), np.errstate(over="ignore", invalid="ignore"):
+        answer = backend.empty((network.neuron_cnt[-1], m), network.dtype)
+        for start in range(0, m, PREDICTED_ROWS):
+            part = slice(start, min(m, start + PREDICTED_ROWS))
+            answer[:, part] = network.forward_rows(samples, part, train_mode=False)
+        return answer
