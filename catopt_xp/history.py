@@ -1,4 +1,4 @@
-"""What a run leaves: lists by epoch, the mini-batch losses, where the time went. Reads and writes JSON.
+"""What a run leaves: lists by epoch, the mini-batch losses, where the time went. Reads and writes JSON and CSV.
 
 Floor F3.
 """
@@ -8,14 +8,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from catopt_xp.files import write_whole
-from catopt_xp.plots import check_history, plot_history
+from catopt_xp.plots import BY_EPOCH, BY_EVALUATION, check_history, plot_history
 
 STAGES = ("read", "decode", "move", "train", "evaluate", "save")
+COLUMNS = ("epoch", *BY_EPOCH, *BY_EVALUATION)  # of the CSV
 
 
 @dataclass
@@ -25,7 +30,8 @@ class History:
     Each epoch: `epoch`, `learning_rate` (at its start), `seconds` (of training alone), `train_loss` (mean of the
     mini-batch losses, each weighed by its length). Each evaluated epoch: `eval_epoch`, `train_accuracy`,
     `full_train_loss` (over the whole set, after the epoch's pass), and `dev_loss`, `dev_accuracy` where there is a dev
-    set. `mini_batch_loss`: every step's. `timings`: seconds by stage. `run`: how it was trained.
+    set. `mini_batch_loss`: every step's. `timings`: seconds by stage (save: checkpoints and logs). `run`: how it was
+    trained.
 
     >>> history = History(epoch=[0], train_loss=[0.7])
     >>> History.from_json(history.to_json()) == history
@@ -67,6 +73,61 @@ class History:
             raise ValueError(f"{where} is not a history: unknown {', '.join(foreign)}")
         check_history(data, where)
         return cls(**data)
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """What is listed by epoch as CSV text, a row an epoch; with `path` also written there, whole or not at all.
+
+        The first line names the columns; costs and accuracies of an epoch that was not evaluated are left empty.
+        Raises OSError.
+
+        >>> print(History(epoch=[0], train_loss=[0.7]).to_csv(), end="")
+        epoch,learning_rate,seconds,train_loss,train_accuracy,full_train_loss,dev_loss,dev_accuracy
+        0,,,0.7,,,,
+        """
+        text = "".join([f"{','.join(COLUMNS)}\n", *(self.csv_row(k) for k in range(len(self.epoch)))])
+        if path is not None:
+            write_whole(Path(path), lambda file: file.write(text.encode()))
+        return text
+
+    def csv_row(self, k: int) -> str:
+        """The line of `to_csv` for `epoch[k]`, with its end."""
+        at = bisect_left(self.eval_epoch, self.epoch[k])
+        evaluated = at < len(self.eval_epoch) and self.eval_epoch[at] == self.epoch[k]
+        row = [self.epoch[k], *(getattr(self, name)[k] if getattr(self, name) else "" for name in BY_EPOCH)]
+        row += [getattr(self, name)[at] if evaluated and getattr(self, name) else "" for name in BY_EVALUATION]
+        return f"{','.join(map(str, row))}\n"
+
+    @classmethod
+    def from_csv(cls, path: str | os.PathLike[str]) -> History:
+        """A history from a file of `to_csv`, also while it grows: a last row that is not whole yet is left out.
+
+        What is not listed by epoch is empty. Raises ValueError naming what does not fit, OSError.
+        """
+        head, *rows = Path(path).read_text(encoding="utf-8").split("\n")[:-1] or [""]
+        if head != ",".join(COLUMNS):
+            raise ValueError(f"{path} does not begin with the line {','.join(COLUMNS)}; give a CSV as train wrote it")
+        data: dict[str, Any] = {"eval_epoch": [], **{name: [] for name in COLUMNS}}
+        for number, row in enumerate(rows, start=2):
+            values = dict(zip(COLUMNS, row.split(","), strict=False))
+            try:
+                data["epoch"].append(int(values["epoch"]))
+                if any(values[name] for name in BY_EVALUATION):
+                    data["eval_epoch"].append(data["epoch"][-1])
+                for name in (*BY_EPOCH, *BY_EVALUATION):
+                    data[name] += [float(values[name])] if values[name] else []
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"{path}, line {number} is no row of a history: {row!r}") from error
+        check_history(data, str(path))
+        return cls(**data)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the seconds that are spent within to those of a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[name] += time.perf_counter() - started
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """A figure of the run (matplotlib); with `path` also saved there as PNG. See `plots.plot_history`."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catopt_xp.history import STAGES, History
+from catopt_xp.history import COLUMNS, STAGES, History
+from catopt_xp.plots import BY_EVALUATION
 
 NUMBERS = st.floats(allow_nan=False)
 LISTS = st.lists(NUMBERS, max_size=5)
@@ -122,6 +126,86 @@ def test_json_is_that_of_any_reader() -> None:
     assert read["train_loss"] == [0.7, 0.6]
 
 
+EVALUATED: dict[str, Any] = {
+    "eval_epoch": [1],
+    "train_accuracy": [0.75],
+    "full_train_loss": [0.625],
+    "dev_loss": [0.7],
+    "dev_accuracy": [0.5],
+}
+
+
+def test_csv_has_a_row_an_epoch_below_the_columns_names(tmp_path: Path) -> None:
+    history = dataclasses.replace(example(), **EVALUATED)
+    text = history.to_csv(tmp_path / "a.csv")
+    assert text.splitlines() == [
+        "epoch,learning_rate,seconds,train_loss,train_accuracy,full_train_loss,dev_loss,dev_accuracy",
+        "0,0.1,0.5,0.7,,,,",
+        "1,0.1,0.25,0.6,0.75,0.625,0.7,0.5",
+    ]
+    assert (tmp_path / "a.csv").read_bytes() == text.encode()
+    read = pd.read_csv(tmp_path / "a.csv")
+    assert read["train_loss"].tolist() == [0.7, 0.6]
+    assert read["dev_loss"].isna().tolist() == [True, False]
+
+
+@given(histories())
+def test_csv_and_back_is_the_same_by_epoch_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, whole: History
+) -> None:
+    history = dataclasses.replace(whole, eval_epoch=sorted(whole.eval_epoch))
+    if not any(getattr(history, name) for name in BY_EVALUATION):  # what nobody measured is no evaluation
+        history.eval_epoch = []
+    file = tmp_path_factory.mktemp("csv") / "a.csv"
+    history.to_csv(file)
+    read = History.from_csv(file)
+    for name in ("eval_epoch", *COLUMNS):
+        assert getattr(read, name) == getattr(history, name), name
+
+
+def test_a_csv_that_grows_is_read_up_to_its_last_whole_row(tmp_path: Path) -> None:
+    file, text = tmp_path / "a.csv", example().to_csv()
+    head, first, _ = text.splitlines(keepends=True)
+    for size in range(len(head), len(text) + 1):
+        file.write_text(text[:size])
+        assert History.from_csv(file).epoch == [0, 1][: text[len(head) : size].count("\n")]
+    file.write_text(f"{head}{first}".replace("\n", "\r\n"), newline="")
+    assert History.from_csv(file).train_loss == [0.7]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "does not begin with the line epoch,learning_rate,"),
+        ("a,b\n1,2\n", "does not begin with the line epoch,learning_rate,"),
+        ("HEAD\n0,1,1\n", "line 2 is no row of a history: '0,1,1'"),
+        ("HEAD\n0,1,1,1,,,,\n1,1,1,fast,,,,\n", "line 3 is no row of a history: '1,1,1,fast,,,,'"),
+        ("HEAD\n0,1,1,1,,,,\n1,1,,1,,,,\n", "seconds has 1 values, epoch has 2"),
+    ],
+)
+def test_a_foreign_csv_is_said_with_its_file_and_line(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(text.replace("HEAD", ",".join(COLUMNS)))
+    with pytest.raises(ValueError, match=re.escape(told)) as caught:
+        History.from_csv(file)
+    assert str(caught.value).startswith(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_seconds_within_a_stage_are_added_also_when_it_fails() -> None:
+    history = History()
+    with history.stage("save"):
+        first = time.perf_counter()
+        while time.perf_counter() == first:
+            pass
+    spent = history.timings["save"]
+    assert spent > 0.0
+    with pytest.raises(OSError, match="full"), history.stage("save"):
+        raise OSError("full")
+    assert history.timings["save"] > spent
+    assert sum(history.timings.values()) == history.timings["save"]
+
+
 def test_the_time_table_has_a_line_and_a_share_for_each_stage() -> None:
     history = History(timings={"read": 1.0, "decode": 0.0, "move": 0.0, "train": 2.0, "evaluate": 1.0, "save": 0.0})
     lines = history.time_table().splitlines()
@@ -133,7 +217,7 @@ def test_the_time_table_has_a_line_and_a_share_for_each_stage() -> None:
 
 def test_a_run_can_be_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    assert len(example().plot(tmp_path / "run.png").axes) == 6
+    assert len(example().plot(tmp_path / "run.png").axes) == 8
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no epochs"):
         History().plot()
