@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; _HOME below is what 
     from catopt_xp.backend import get_backend as get_backend
     from catopt_xp.batch_size import rule_of_thumb as rule_of_thumb
     from catopt_xp.callbacks import Callback as Callback
+    from catopt_xp.callbacks import Checkpointing as Checkpointing
     from catopt_xp.callbacks import EarlyStopping as EarlyStopping
     from catopt_xp.callbacks import TrainState as TrainState
     from catopt_xp.checkpoint import CheckpointError as CheckpointError
@@ -32,9 +33,17 @@ if TYPE_CHECKING:  # what a type checker and an editor see; _HOME below is what 
     from catopt_xp.data import get_cat_set as get_cat_set
     from catopt_xp.data import get_drawn_set as get_drawn_set
     from catopt_xp.data import load_data as load_data
+    from catopt_xp.estimator import MLPClassifier as MLPClassifier
+    from catopt_xp.estimator import MLPRegressor as MLPRegressor
     from catopt_xp.experiments import compare as compare
     from catopt_xp.experiments import optimizer_paths as optimizer_paths
+    from catopt_xp.export import export_onnx as export_onnx
+    from catopt_xp.export import export_safetensors as export_safetensors
+    from catopt_xp.export import load_safetensors as load_safetensors
     from catopt_xp.history import History as History
+    from catopt_xp.logs import CsvLog as CsvLog
+    from catopt_xp.logs import JsonLog as JsonLog
+    from catopt_xp.logs import TensorBoard as TensorBoard
     from catopt_xp.network import BaseRegressionModel as BaseRegressionModel
     from catopt_xp.network import DeepNetwork as DeepNetwork
     from catopt_xp.optim import Adam as Adam
@@ -43,6 +52,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; _HOME below is what 
     from catopt_xp.optim import Momentum as Momentum
     from catopt_xp.optim import RMSProp as RMSProp
     from catopt_xp.optim import make_optimizer as make_optimizer
+    from catopt_xp.plots import plot_comparison as plot_comparison
     from catopt_xp.plots import plot_paths as plot_paths
     from catopt_xp.running import Interrupted as Interrupted
     from catopt_xp.running import TrainingDiverged as TrainingDiverged
@@ -65,13 +75,16 @@ if TYPE_CHECKING:  # what a type checker and an editor see; _HOME below is what 
 _NAMES = {
     "averages": "ExponentialMovingAverage MovingAverage bias_correction exponential_moving_average moving_average",
     "backend": "Backend DeviceError DeviceFallbackWarning asnumpy device_report get_array_module get_backend",
-    "callbacks": "Callback EarlyStopping TrainState",
+    "callbacks": "Callback Checkpointing EarlyStopping TrainState",
     "checkpoint": "CheckpointError",
     "data": "DataSet get_cat_set get_drawn_set load_data",
+    "estimator": "MLPClassifier MLPRegressor",
     "experiments": "compare optimizer_paths",
+    "export": "export_onnx export_safetensors load_safetensors",
     "batch_size": "rule_of_thumb",
-    "plots": "plot_paths",
+    "plots": "plot_comparison plot_paths",
     "history": "History",
+    "logs": "CsvLog JsonLog TensorBoard",
     "network": "BaseRegressionModel DeepNetwork",
     "optim": "Adam BaseOptimizer GradientDescent Momentum RMSProp make_optimizer",
     "running": "Interrupted TrainingDiverged",

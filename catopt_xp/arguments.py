@@ -11,6 +11,7 @@ from pathlib import Path
 
 from catopt_xp.bench.contenders import CONTENDERS
 from catopt_xp.bench.table import BATCH_SIZES, QUICK_BATCH_SIZES
+from catopt_xp.export import FORMATS, INPUTS
 from catopt_xp.flag_groups import (
     Parser,
     add_data,
@@ -60,6 +61,10 @@ BENCH = """
 The workload is seeded noise of the reference network's size. All contenders train from the same weights on the same
 rows in the same order, which is checked first. Libraries that are not installed are left out, and that is said. It
 takes five minutes or so, --quick little more than one; let no other program run meanwhile."""
+
+EXPORT = """
+An ONNX file takes X and gives probabilities and label, the class number. A safetensors file has the weights W0, b0, …;
+catopt_xp.load_safetensors reads it back."""
 
 
 # Of `train`, what a resumed run takes from its checkpoint when the flag is absent, and a new one from here.
@@ -138,10 +143,11 @@ def make_parser(prog: str) -> Parser:
     text = "run one of the three comparisons: batch size, optimizers, learning-rate decay"
     _add_compare(command("compare", text, COMPARE, trains=True))
     _add_tune(command("tune", "time real training steps at several batch sizes, and choose one"))
+    _add_export(command("export", "write a checkpoint's network as ONNX, or its weights as safetensors", EXPORT))
     text = "time an epoch against batch size: ours, other libraries, and what this machine could do at best"
     _add_bench(command("bench", text, BENCH))
     _add_info(command("info", "print which device is used, why not the other one, and versions"))
-    _add_plot(command("plot", "draw the history of a run, or compare several"))
+    _add_plot(command("plot", "draw a run, compare several on one axis, or draw a benchmark"))
     _add_paths(command("paths", "draw the optimizers' paths over a saddle point, a plateau and a valley"))
     return parser
 
@@ -167,7 +173,7 @@ def _add_train(parser: Parser) -> None:
     add_epochs(run, "N epochs in all, counted from 0, those of a resumed run included (default: 100)")
     add_run(run)
     add_run_folder(parser)
-    add_device(parser, trains=True)
+    add_device(parser, trains=True, spreads=True)
     add_output(parser)
 
 
@@ -187,6 +193,23 @@ def _add_predict(parser: Parser) -> None:
         "--img-shape", type=shape, metavar="WxH", help="pixels the network takes (default: the checkpoint's)"
     )
     add_device(parser)
+
+
+def _add_export(parser: Parser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=name, help="an .npz file written by train")
+    parser.add_argument("--format", choices=FORMATS, help="of the file (default: by the ending of --out, else onnx)")
+    parser.add_argument(
+        "--input",
+        choices=INPUTS,
+        help="what an ONNX file takes as X: numbers, pixels divided by 255; uint8 pixels in rows; or uint8 images, as"
+        " they are decoded (default: numbers of the network's dtype)",
+    )
+    parser.add_argument(
+        "--img-shape", type=shape, metavar="WxH", help="pixels the network takes (default: the checkpoint's)"
+    )
+    parser.add_argument(
+        "-o", "--out", type=path, metavar="FILE", help="(default: beside the checkpoint, with the format's ending)"
+    )
 
 
 def _add_compare(parser: Parser) -> None:
@@ -242,14 +265,14 @@ def _add_info(parser: Parser) -> None:
 
 
 def _add_plot(parser: Parser) -> None:
-    parser.add_argument(
-        "histories", nargs="+", type=path, metavar="HISTORY.json", help="one to draw, several to compare"
-    )
+    text = "a run folder, a history (.json, .csv) or a checkpoint: one run to draw, several to compare; or a bench.json"
+    parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help=text)
     parser.add_argument(
         "--out", type=path, metavar="FILE", help=".png, .pdf or .svg (default: beside the one, or comparison.png)"
     )
-    parser.add_argument("--mini-batch", action="store_true", help="of one history: the cost of every mini-batch")
-    parser.add_argument("--title", default="", help="of a comparison (default: none)")
+    parser.add_argument("--mini-batch", action="store_true", help="of one run: the cost of every mini-batch")
+    parser.add_argument("--dev", action="store_true", help="of several: cost and accuracy over their dev sets")
+    parser.add_argument("--title", default="", help="of a comparison (default: what the runs have in common)")
 
 
 def _add_paths(parser: Parser) -> None:

@@ -1,21 +1,35 @@
-"""What is called after every epoch, and early stopping written that way. Floor F3."""
+"""What is called after every epoch: the protocol, with early stopping and checkpointing written that way. Floor F3."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from catopt_xp.backend import Array, backend_of
+from catopt_xp.checkpoint import npz_path
+from catopt_xp.files import keep_copy
 from catopt_xp.history import History
 from catopt_xp.network import BaseRegressionModel
 from catopt_xp.optim import BaseOptimizer
 from catopt_xp.parameters import Parameters, check_matches
 
 
+def _no_run(filename: str | os.PathLike[str]) -> Path:
+    raise RuntimeError(f"{filename} was not written: this TrainState belongs to no run")
+
+
 @dataclass
 class TrainState:
-    """What a callback sees. `model` and `optimizer` are those that train, on their device; set `stop` to end it all."""
+    """What a callback sees. `model` and `optimizer` are those that train, on their device; set `stop` to end it all.
+
+    `epoch`: the one that has ended, counted from 0. `evaluated`: whether the history got its costs and accuracies.
+    `last`: whether no epoch follows, as the end is reached or the run was interrupted. `steps`: updates since epoch 0.
+    `save(filename)` writes a checkpoint that `recover_from` takes, and returns its path.
+    """
 
     epoch: int
     model: BaseRegressionModel
@@ -23,10 +37,18 @@ class TrainState:
     history: History
     evaluated: bool
     stop: bool = False
+    last: bool = False
+    steps: int = 0
+    save: Callable[[str | os.PathLike[str]], Path] = _no_run
 
 
 class Callback(Protocol):
-    """Anything with `on_epoch(state)`, called after each epoch (and its evaluation, where there is one)."""
+    """Anything with `on_epoch(state)`, called after each epoch (and its evaluation, where there is one).
+
+    Where it has `on_end(state)`, that is called once more when training ends, also by an exception. One that says
+    `needs_weights = False` reads the weights of evaluated epochs alone; those of others are not gathered for it, which
+    saves time.
+    """
 
     def on_epoch(self, state: TrainState) -> None:
         """Look at the run, log it, or set `state.stop`."""
@@ -35,13 +57,20 @@ class Callback(Protocol):
 class EarlyStopping:
     """Stops when the cost has not fallen for `patience` evaluations, and keeps the weights of the best one.
 
-    The cost is `dev_loss`, or `full_train_loss` without a dev set. Raises ValueError when `patience` is below 1.
+    The cost is `dev_loss`, or `full_train_loss` without a dev set. `train` puts the best weights back at the end, and
+    keeps them in its checkpoints. Raises ValueError when `patience` is below 1.
     """
+
+    needs_weights = False
 
     def __init__(self, patience: int) -> None:
         if patience < 1:
             raise ValueError(f"early_stopping is {patience}; give the evaluations to wait, at least 1")
         self.patience = patience
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the run before."""
         self.best_loss = float("inf")
         self.best_epoch = -1
         self.waited = 0
@@ -84,6 +113,51 @@ class EarlyStopping:
         self.best = _buffers(like)
         for name, kept in self.best.items():
             kept[...] = backend_of(kept).asarray(best[name], dtype=kept.dtype)
+
+
+class Checkpointing:
+    """Writes a checkpoint every `every` epochs (None: when evaluated), and when the run ends or is stopped.
+
+    `filename`: `.npz` is appended when missing; each checkpoint replaces the one before. What another run left there is
+    kept beside it as `…_previous.npz`, which `notice` is told; `keeps=False` leaves that to another process. With
+    `every_steps`, also after so many updates and their multiples, as far as an epoch ends there; within epochs, `train`
+    asks `falls_on` of its own. Raises ValueError when `every` is below 1, OSError for a file that cannot be written.
+    """
+
+    needs_weights = False
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        every: int | None = None,
+        every_steps: int | None = None,
+        notice: Callable[[str], object] = warnings.warn,
+        keeps: bool = True,
+    ) -> None:
+        if every is not None and every < 1:
+            raise ValueError(f"every is {every}; give the epochs between checkpoints, at least 1")
+        self.path = npz_path(filename)
+        self.every, self.every_steps, self.notice, self.keeps = every, every_steps, notice, keeps
+        self.written: Path | None = None  # of this run
+
+    def on_epoch(self, state: TrainState) -> None:
+        """Saves where that is due."""
+        due = state.evaluated if self.every is None else (state.epoch + 1) % self.every == 0
+        if due or state.last or state.stop or self.falls_on(state.steps):
+            self.write(state)
+
+    def falls_on(self, steps: int) -> bool:
+        """Whether `every_steps` asks for a checkpoint after so many updates."""
+        return self.every_steps is not None and steps % self.every_steps == 0
+
+    def write(self, state: TrainState) -> None:
+        """Saves now."""
+        own = self.written
+        if self.keeps and self.path.exists() and not (own is not None and own.exists() and own.samefile(self.path)):
+            previous = self.path.with_name(f"{self.path.stem.removesuffix('_latest')}_previous.npz")
+            keep_copy(self.path, previous)
+            self.notice(f"{self.path} was of another run, which is kept as {previous}")
+        self.written = state.save(self.path)
 
 
 def _buffers(like: Mapping[str, Array]) -> Mapping[str, Array]:

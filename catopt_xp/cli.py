@@ -27,20 +27,25 @@ from catopt_xp.arguments import OPTIMIZER_OPTIONS, REMEMBERED, parse_words
 from catopt_xp.backend import Backend, device_report, get_backend
 from catopt_xp.bench import table
 from catopt_xp.bench.workload import Workload
-from catopt_xp.checkpoint import CheckpointError
+from catopt_xp.callbacks import Callback
+from catopt_xp.checkpoint import npz_path
 from catopt_xp.data import decode_images, load_data
-from catopt_xp.data.dataset import check_memory, checked_img_shape
+from catopt_xp.data.dataset import check_memory
 from catopt_xp.data.drawings import drawn_name
 from catopt_xp.data.photographs import DEFAULT_SHAPE
 from catopt_xp.data.resident import make_resident
+from catopt_xp.distributed import Ranks, world
 from catopt_xp.ending import (
     DONE,
     INTERRUPTED,
     Stdout,
     UsageError,
+    check_launch,
+    command_line,
     end_failed,
     end_interrupted,
     leave_stdout,
+    one_voice,
     plain,
     program_again,
     show_warning,
@@ -48,19 +53,20 @@ from catopt_xp.ending import (
     usage,
 )
 from catopt_xp.experiments import SURFACES, compare, optimizer_paths
+from catopt_xp.export import FORMATS, INPUTS, export_onnx, export_safetensors
 from catopt_xp.flag_groups import NAME
-from catopt_xp.history import History
+from catopt_xp.logs import CsvLog, JsonLog, TensorBoard
 from catopt_xp.machine import thread_count
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import make_optimizer
 from catopt_xp.plots import plot_benchmark, plot_comparison, plot_history, plot_mini_batch, plot_paths
+from catopt_xp.run_files import read_benchmark, read_history, run_files, run_names
 from catopt_xp.saving import Checkpoint
+from catopt_xp.trained import read_trained, trained_of, trained_on
 from catopt_xp.training import TrainResult, train
 from catopt_xp.tuning import tune
 
 COPIES = 4  # of the parameters, that training keeps: themselves, the gradient and two moments
-# What a doctored or foreign checkpoint may raise where its parts are used.
-DAMAGE = (KeyError, IndexError, AttributeError, TypeError, ValueError, OverflowError, MemoryError)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = NAME) -> int:
@@ -69,13 +75,19 @@ def main(argv: Sequence[str] | None = None, prog: str = NAME) -> int:
     `argv`: the words after the program's name; None takes those of this process. `prog`: what the user typed before
     them, as printed in the command that resumes. A bad flag, `--help` and `--version` end by SystemExit.
     """
-    words, started = list(sys.argv[1:] if argv is None else argv), time.time()
+    with one_voice():
+        return _main(list(sys.argv[1:] if argv is None else argv), prog)
+
+
+def _main(words: Sequence[str], prog: str) -> int:
+    started = time.time()
     args = argparse.Namespace()
     stdout = sys.stdout and cast(TextIO, Stdout(sys.stdout))  # None where it is closed
     with warnings.catch_warnings(), redirect_stdout(stdout):
         warnings.showwarning = show_warning
         try:
             args = _parsed(words, prog)
+            check_launch(getattr(args, "distributed", False))
             with termination_as_interruption():
                 _COMMANDS[args.command](args)
             if stdout is not None:
@@ -119,14 +131,26 @@ def _parsed(words: Sequence[str], prog: str) -> argparse.Namespace:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """Trains into a run folder: checkpoint, history and, with matplotlib, its figure."""
-    options = _checked_options(args)
-    if args.recover_from is None:
-        _check_hidden(args)
-    _remember(args)
+    """Trains into a run folder: checkpoint, history as it grows and in the end, and, with matplotlib, its figure."""
+    comm = world() if args.distributed else None
+    ranks = Ranks(comm)
+    if args.distributed and ranks.size == 1:
+        warnings.warn("--distributed, and one process alone: mpiexec -n N starts several", stacklevel=2)
+    history = args.save_dir / f"{args.model_name}_history.json"
+    logs: list[Callback] = []
+    with ranks.agreed():
+        options = _checked_options(args)
+        if args.recover_from is None:
+            _check_hidden(args)
+        _remember(args)
+        if ranks.rank == 0:
+            logs = [CsvLog(history.with_suffix(".csv")), JsonLog(history)]
+            if args.tensorboard is not None:
+                logs.append(TensorBoard(args.tensorboard / args.model_name))
     with _naming(args.data):
-        result = train(optimizer_options=options, **_arguments(args))
-    _write_results(result, args.save_dir / f"{args.model_name}_history.json", args.quiet)
+        result = train(optimizer_options=options, callbacks=logs, comm=comm, **_arguments(args))
+    if ranks.rank == 0:
+        _write_results(result, history, args.tensorboard, args.quiet)
 
 
 def _checked_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -144,7 +168,7 @@ def _remember(args: argparse.Namespace) -> None:
     """Gives the flags that are absent the values of the run that is resumed, or of a new one."""
     before: Mapping[str, Any] = {}
     if args.recover_from is not None:
-        before = _trained_on(Checkpoint.read(args.recover_from))
+        before = trained_on(Checkpoint.read(args.recover_from))
         args.img_shape = args.img_shape or before["img_shape"]
     for name, default in REMEMBERED.items():
         if getattr(args, name) is None:
@@ -171,23 +195,27 @@ def _naming(data: str | None) -> Iterator[None]:
         raise
 
 
-def _write_results(result: TrainResult, file: Path, quiet: bool) -> None:
-    """History and figure beside the checkpoint; each is said as soon as it is there, for the next may fail."""
+def _write_results(result: TrainResult, history: Path, tensorboard: Path | None, quiet: bool) -> None:
+    """Says where what there is lies, before the figure is drawn beside it, for that may fail."""
 
     def say(text: str) -> None:
         if not quiet:
             print(text, flush=True)
 
-    say(f"checkpoint: {result.checkpoint}")
-    result.history.to_json(file)
-    say(f"history: {file}")
+    if tensorboard is not None:
+        say(f"to look at it: tensorboard --logdir {command_line([str(tensorboard)])}")
     if result.history.epoch:
-        figure = file.with_suffix(".png")
-        try:
-            result.history.plot(figure)
-            say(f"figure: {figure}")
-        except ImportError as error:
-            warnings.warn(f"no figure was drawn: {error}", stacklevel=2)
+        say(f"log: {history.with_suffix('.csv')}")
+    say(f"checkpoint: {result.checkpoint}")
+    if not result.history.epoch:
+        return
+    say(f"history: {history}")
+    figure = history.with_suffix(".png")
+    try:
+        result.history.plot(figure)
+        say(f"figure: {figure}")
+    except ImportError as error:
+        warnings.warn(f"no figure was drawn: {error}", stacklevel=2)
 
 
 def run_compare(args: argparse.Namespace) -> None:
@@ -214,7 +242,7 @@ def run_tune(args: argparse.Namespace) -> None:
 
 def _arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The flags as arguments of `train` or `compare`: most have the argument's name."""
-    others = {"command", "debug", "quiet", *OPTIMIZER_OPTIONS}
+    others = {"command", "debug", "quiet", "tensorboard", "distributed", *OPTIMIZER_OPTIONS}
     given = {name: value for name, value in vars(args).items() if name not in others}
     progress = False if args.quiet and args.progress is None else args.progress
     return given | {"device": _backend(args), "progress": progress, "verbose": not args.quiet}
@@ -228,7 +256,7 @@ def _backend(args: argparse.Namespace) -> Backend:
 def run_evaluate(args: argparse.Namespace) -> None:
     """Prints what is evaluated, and accuracy and cost over its training and its dev set, a line each."""
     backend = _backend(args)
-    model, trained = _read_trained(args.checkpoint)
+    model, trained = read_trained(args.checkpoint)
     if args.data is None and not trained["data"].startswith(drawn_name()):
         known = f"was trained on {trained['data']}" if trained["data"] else "does not say what it was trained on"
         raise UsageError(f"{args.checkpoint} {known}: name the set to evaluate it over with --data")
@@ -258,7 +286,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_predict(args: argparse.Namespace) -> None:
     """Prints a line for each image: file, class, probability, separated by tabs."""
-    model, trained = _read_trained(args.checkpoint)
+    model, trained = read_trained(args.checkpoint)
     img_shape = args.img_shape or trained["img_shape"]
     if img_shape is None:
         raise ValueError(f"{args.checkpoint} does not say how large its images are; give --img-shape WxH")
@@ -287,38 +315,20 @@ def _answers(model: DeepNetwork, probabilities: Any) -> list[tuple[int, float]]:
     return [(int(k), float(p)) for k, p in zip(numbers, probabilities.max(axis=0), strict=True)]
 
 
-def _read_trained(file: str) -> tuple[DeepNetwork, Mapping[str, Any]]:
-    """The trained network of a checkpoint, and what it says of its data. Raises CheckpointError naming the file."""
-    checkpoint = Checkpoint.read(file)
-    try:
-        model, trained = checkpoint.trained_model(), _trained_on(checkpoint)
-    except CheckpointError:
-        raise
-    except DAMAGE as error:
-        raise _damaged(checkpoint, error) from error
-    labels = max(2, model.neuron_cnt[-1])
-    if trained["classes"] and len(trained["classes"]) < labels:
-        raise _damaged(checkpoint, ValueError(f"{len(trained['classes'])} classes for {labels} labels"))
-    return model, trained
-
-
-def _trained_on(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """What a checkpoint says of its run: "data" (name) and "classes" (by label), may be empty; "img_shape" or None; the
-    rest as it stands there. Raises CheckpointError where these are of another type."""
-    run: Any = checkpoint.run_state().history.get("run", {})
-    try:
-        data, classes, img_shape = run.get("data") or "", run.get("classes") or [], run.get("img_shape") or None
-        if not isinstance(data, str) or not isinstance(classes, list) or not all(isinstance(x, str) for x in classes):
-            raise TypeError("data or classes are no names")
-        shape = None if img_shape is None else checked_img_shape(img_shape)
-    except DAMAGE as error:
-        raise _damaged(checkpoint, error) from error
-    return {**run, "data": data, "classes": classes, "img_shape": shape}
-
-
-def _damaged(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
-    told = f"its meta does not fit ({type(error).__name__}: {error})"
-    return CheckpointError(f"{checkpoint.path}: {told}; the file is damaged or foreign")
+def run_export(args: argparse.Namespace) -> None:
+    """Writes a checkpoint's network as a file for other programs, and says what an ONNX file takes."""
+    ending = args.out.suffix[1:] if args.out else ""
+    kind = args.format or (ending if ending in FORMATS else "onnx")
+    if args.input and kind != "onnx":
+        raise UsageError("--input goes with --format onnx alone")
+    out = args.out or npz_path(args.checkpoint).with_suffix(f".{kind}")
+    trained = trained_of(args.checkpoint, img_shape=args.img_shape)
+    if kind == "onnx":
+        taken = args.input or trained.network.dtype
+        print(f"onnx: {export_onnx(trained, out, taken)}")
+        print(f"it takes X, {INPUTS[taken]}")
+    else:
+        print(f"safetensors: {export_safetensors(trained, out)}")
 
 
 def run_bench(args: argparse.Namespace) -> None:
@@ -350,29 +360,28 @@ def run_info(args: argparse.Namespace) -> None:
 
 
 def run_plot(args: argparse.Namespace) -> None:
-    """Draws one history, or compares several."""
-    files: list[Path] = args.histories
-    if args.mini_batch and len(files) > 1:
-        raise UsageError(f"--mini-batch draws one history, {len(files)} are given")
-    needed = ["full_train_loss", "seconds"] if len(files) > 1 else ["mini_batch_loss" if args.mini_batch else "epoch"]
-    runs = {str(file): dataclasses.asdict(History.from_json(file)) for file in files}
-    for file, run in runs.items():
-        if not all(run[key] for key in needed):
-            raise ValueError(f"{file} has no {' or no '.join(needed)}; give the history of a run that was trained")
-    if len(files) == 1:
-        out = args.out or files[0].with_suffix(".png")
-        draw = plot_mini_batch if args.mini_batch else plot_history
-        draw(runs[str(files[0])], out)
+    """Draws one run, compares several, or draws the results of a benchmark."""
+    files = [file for given in args.runs for file in run_files(given)]
+    several = len(files) > 1
+    if args.mini_batch and several:
+        raise UsageError(f"--mini-batch draws one run, {len(files)} are given")
+    out = args.out or (Path("comparison.png") if several else files[0].with_suffix(".png"))
+    results = None if several else read_benchmark(files[0])
+    if results is not None:
+        plot_benchmark(results, out)
     else:
-        out = args.out or Path("comparison.png")
-        plot_comparison({_legend(file, files): runs[str(file)] for file in files}, out, args.title)
+        cost = "dev_loss" if args.dev else "full_train_loss"
+        needed = [cost, "seconds"] if several else ["mini_batch_loss" if args.mini_batch else "epoch"]
+        runs = [dataclasses.asdict(read_history(file)) for file in files]
+        for file, run in zip(files, runs, strict=True):
+            if not all(run[key] for key in needed):
+                raise ValueError(f"{file} has no {' or no '.join(needed)}; give the history of a run that was trained")
+        if several:
+            named = dict(zip(run_names(files), runs, strict=True))
+            plot_comparison(named, out, args.title, "dev" if args.dev else "train")
+        else:
+            (plot_mini_batch if args.mini_batch else plot_history)(runs[0], out)
     print(f"figure: {out}")
-
-
-def _legend(file: Path, files: Sequence[Path]) -> str:
-    """A run's name: that of its file, without what the command line adds; the whole path where two have one name."""
-    unique = sum(other.name == file.name for other in files) == 1
-    return file.stem.removesuffix("_history") if unique else str(file)
 
 
 def run_paths(args: argparse.Namespace) -> None:
@@ -387,6 +396,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "predict": run_predict,
     "compare": run_compare,
     "tune": run_tune,
+    "export": run_export,
     "bench": run_bench,
     "info": run_info,
     "plot": run_plot,

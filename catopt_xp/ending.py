@@ -12,12 +12,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
 from catopt_xp.data.dataset import DataArgumentError
+from catopt_xp.distributed import launched
 from catopt_xp.flag_groups import NAME
 from catopt_xp.running import Interrupted
 
@@ -40,6 +41,24 @@ def usage() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Of several processes that MPI started together the first alone speaks."""
+    if launched()[1] == 0:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def check_launch(distributed: bool) -> None:
+    """Refuses what MPI started several times, and would be done as often. Raises UsageError."""
+    size, _ = launched()
+    if size > 1 and not distributed:
+        told = f"MPI started this {size} times, and each would do all of it"
+        raise UsageError(f"{told}: train --distributed shares the work; leave mpiexec out for anything else")
 
 
 def end_failed(error: Exception) -> int:

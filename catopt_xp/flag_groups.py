@@ -183,6 +183,12 @@ def add_run_folder(parser: Parser) -> None:
         "--checkpoint-every-steps", type=count, metavar="N", help="also every N steps within epochs (default: never)"
     )
     folder.add_argument("--plot-mini-batch", action="store_true", help="also draw the cost of every mini-batch")
+    folder.add_argument(
+        "--tensorboard",
+        type=path,
+        metavar="DIR",
+        help="also write events for TensorBoard, to DIR/NAME; needs the extra of that name (default: none)",
+    )
 
 
 def add_epochs(group: argparse._ArgumentGroup, text: str) -> None:
@@ -190,8 +196,8 @@ def add_epochs(group: argparse._ArgumentGroup, text: str) -> None:
     group.add_argument("--epochs", "--total-epoch", dest="total_epoch", type=count, default=100, metavar="N", help=text)
 
 
-def add_device(parser: Parser, trains: bool = False) -> None:
-    """The device; for what `trains` also the engine and its threads."""
+def add_device(parser: Parser, trains: bool = False, spreads: bool = False) -> None:
+    """The device; for what `trains` also the engine and its threads; whether it `spreads` over processes."""
     group = parser.add_argument_group("device")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument(
@@ -204,6 +210,12 @@ def add_device(parser: Parser, trains: bool = False) -> None:
             type=count,
             metavar="N",
             help="at most so many (default: OMP_NUM_THREADS or NUMBA_NUM_THREADS, else one per processor)",
+        )
+    if spreads:
+        group.add_argument(
+            "--distributed",
+            action="store_true",
+            help="spread the features over the processes that mpiexec -n N started; needs the extra of that name",
         )
 
 

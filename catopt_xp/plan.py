@@ -1,12 +1,10 @@
-"""From the arguments of `train` to a model, an optimizer and a set that lie on one device, checked. Floor F4."""
+"""The arguments of `train`, checked one by one. Floor F4."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import secrets
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +15,13 @@ from tqdm import tqdm
 
 from catopt_xp.backend import (
     Backend,
-    NumpyBackend,
-    asnumpy,
-    backend_of,
-    get_backend,
 )
-from catopt_xp.batch_size import SMALL_SET, choose, measure, rule_of_thumb
-from catopt_xp.callbacks import Callback
-from catopt_xp.data import DataSet, load_data
-from catopt_xp.data.drawings import drawn_name
+from catopt_xp.callbacks import Callback, EarlyStopping
 from catopt_xp.data.order import SHUFFLES
-from catopt_xp.data.resident import ResidentSet, make_resident
-from catopt_xp.devices import fall_back
 from catopt_xp.engines import ENGINES
-from catopt_xp.files import remove_stale
-from catopt_xp.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
-from catopt_xp.optim import OPTIMIZERS, BaseOptimizer, make_optimizer
-from catopt_xp.parameters import common_dtype, dtype_name
-from catopt_xp.saving import Checkpoint
-from catopt_xp.schedules import Scheduler, const_lr, restore
+from catopt_xp.network import BaseRegressionModel
+from catopt_xp.optim import BaseOptimizer
+from catopt_xp.schedules import Scheduler
 
 # Of the arguments of `train` that have no effect beside some others: what they are when nobody gave them.
 DEFAULTS: Mapping[str, Any] = {
@@ -88,6 +74,7 @@ class Plan:
     callbacks: Sequence[Callback]
     checkpoint_every: int | None
     checkpoint_every_steps: int | None
+    comm: Any
     progress: bool | None
     verbose: bool
 
@@ -141,6 +128,8 @@ class Plan:
         for callback in self.callbacks:
             if not callable(getattr(callback, "on_epoch", None)):
                 raise TypeError(f"callbacks holds {callback!r}; each must have a method on_epoch(state)")
+        if self.early_stopping is not None and any(isinstance(c, EarlyStopping) for c in self.callbacks):
+            raise ValueError("early_stopping is given, and an EarlyStopping among the callbacks; pass one of them")
 
     def _refuse(self, names: Sequence[str], goes_with: str) -> None:
         """Raises ValueError for the first argument of `names` that was given but would have no effect."""
@@ -160,262 +149,6 @@ class Plan:
     def checkpoint_path(self) -> Path | None:
         """Where the latest checkpoint goes, or None when nothing is saved."""
         return None if self.save_dir is None else Path(self.save_dir) / f"{self.model_name}_latest.npz"
-
-
-@dataclass
-class Job:
-    """Everything a run needs. `model`, `optimizer`: the caller's. `device_model`, `device_optimizer`: those that train;
-    the same objects, or copies on the GPU. `train_set`, `dev_set`: on the device."""
-
-    plan: Plan
-    backend: Backend
-    model: BaseRegressionModel
-    optimizer: BaseOptimizer
-    device_model: BaseRegressionModel
-    device_optimizer: BaseOptimizer
-    train_set: ResidentSet
-    dev_set: ResidentSet | None
-    batch_size: int
-    checkpoint: Checkpoint | None
-    dataset: DataSet
-    timings: dict[str, float]
-    notices: list[str]
-
-
-def prepare(plan: Plan) -> Job:
-    """Loads and checks everything before the first epoch: files that cannot be written, data that cannot be used."""
-    if plan.checkpoint_path is not None:
-        _try_to_write(plan.checkpoint_path)
-        remove_stale(plan.checkpoint_path)
-    checkpoint = None if plan.recover_from is None else Checkpoint.read(plan.recover_from)
-    backend = get_backend(plan.device, plan.strict_device)
-    _check_data_given(plan, checkpoint)
-    dataset = _dataset(plan, backend)
-    model = _model(plan, dataset, checkpoint)
-    optimizer = _optimizer(plan, model, checkpoint)
-    notices = list(dataset.notices)
-    if optimizer.epoch and checkpoint is None:
-        notices.append(
-            f"the optimizer stands at epoch {optimizer.epoch:g}; this run counts from 0 (recover_from goes on)"
-        )
-    usable = _backend_for(plan, backend, model, dataset)
-    if usable.device != backend.device:
-        notices.append(f"training on {usable.device}: {usable.reason}")
-    with usable.activate():
-        return _placed(plan, usable, model, optimizer, dataset, checkpoint, notices)
-
-
-def _placed(
-    plan: Plan,
-    backend: Backend,
-    model: BaseRegressionModel,
-    optimizer: BaseOptimizer,
-    dataset: DataSet,
-    checkpoint: Checkpoint | None,
-    notices: list[str],
-) -> Job:
-    """Sets, model and optimizer on the device."""
-    start = time.perf_counter()
-    train_set = _resident(dataset.train_X, dataset.train_Y, model, backend, "X")
-    dev_set = None if dataset.dev_X is None else _resident(dataset.dev_X, dataset.dev_Y, model, backend, "dev_X")
-    device_model, device_optimizer = _on_device(model, optimizer, backend)
-    backend.synchronize()  # sync
-    timings = {"read": 0.0, "decode": 0.0, **dataset.timings, "move": time.perf_counter() - start}
-    notices += train_set.notices + ([] if dev_set is None else dev_set.notices)
-    batch_size, notice = _batch_size(plan, train_set, device_model, device_optimizer, backend, checkpoint)
-    return Job(
-        plan=plan,
-        backend=backend,
-        model=model,
-        optimizer=optimizer,
-        device_model=device_model,
-        device_optimizer=device_optimizer,
-        train_set=train_set,
-        dev_set=dev_set,
-        batch_size=batch_size,
-        checkpoint=checkpoint,
-        dataset=dataset,
-        timings=timings,
-        notices=notices + notice,
-    )
-
-
-def _check_data_given(plan: Plan, checkpoint: Checkpoint | None) -> None:
-    """A run does not go on with the built-in drawings because its own data were not named again."""
-    if checkpoint is None or plan.X is not None or plan.data is not None:
-        return
-    trained_on = checkpoint.run_state().history.get("run", {}).get("data", drawn_name())
-    if trained_on != drawn_name():
-        raise ValueError(
-            f"{checkpoint.path} was trained on {trained_on}; give data (--data), or X and Y, to go on with"
-        )
-
-
-def _dataset(plan: Plan, backend: Backend) -> DataSet:
-    source = plan.data if plan.X is None else (_array(plan.X, backend), plan.Y, _array(plan.dev_X, backend), plan.dev_Y)
-    sizes = (plan.train_size, plan.dev_size)
-    return load_data(source, plan.img_shape, *sizes, on_error=plan.on_error, progress=plan.progress)
-
-
-def _array(X: Any, backend: Backend) -> Any:
-    """X as an array that has an `xp`: lists become NumPy's, an array of another library comes onto the device."""
-    try:
-        return X if X is None or (hasattr(X, "dtype") and backend_of(X)) else np.asarray(X)
-    except TypeError:
-        return backend.asarray(X)
-
-
-def _model(plan: Plan, dataset: DataSet, checkpoint: Checkpoint | None) -> BaseRegressionModel:
-    if plan.model is not None:
-        return plan.model
-    if checkpoint is not None:
-        model = checkpoint.build_model()
-        _check_same_network(plan, model)
-        return model
-    output, units = _output_layer(dataset)
-    return DeepNetwork(
-        [dataset.train_X.shape[0], *plan.hidden, units],
-        [*[plan.activation] * len(plan.hidden), output],
-        seed=plan.seed,
-        dtype=plan.dtype,
-        dropout=plan.dropout,
-    )
-
-
-def _check_same_network(plan: Plan, model: DeepNetwork) -> None:
-    """What was given about the network is no other than what the checkpoint says, which is what trains."""
-    has = {
-        "hidden": tuple(model.neuron_cnt[1:-1]),
-        "activation": ", ".join(dict.fromkeys(model.activation_func[:-1])),
-        "dropout": model.dropout,
-        "dtype": model.dtype,
-    }
-    for name, value in has.items():
-        given = getattr(plan, name)
-        if given not in (DEFAULTS[name], value):
-            raise ValueError(f"{name} is {given!r}, the network of {plan.recover_from} has {value!r}; leave it out")
-
-
-def _output_layer(dataset: DataSet) -> tuple[str, int]:
-    """A softmax over the classes when there are more than two, else one sigmoid.
-
-    Classes without names are counted in the labels, which must use every number from 0 on: labels of 0 and 255, say,
-    are a mistake, which `check_labels` names.
-    """
-    classes, labels = len(dataset.classes), asnumpy(dataset.train_Y)
-    if not classes and labels.dtype.kind in "buif":
-        found = np.unique(labels)
-        classes = len(found) if np.array_equal(found, np.arange(len(found))) else 0
-    return ("softmax", classes) if classes > 2 else ("sigmoid", 1)
-
-
-def _optimizer(plan: Plan, model: BaseRegressionModel, checkpoint: Checkpoint | None) -> BaseOptimizer:
-    parameters = model.save()
-    if isinstance(plan.optimizer, BaseOptimizer):
-        _check_joined(plan.optimizer, parameters)
-        return plan.optimizer
-    name, learning_rate, scheduler = plan.optimizer or "adam", plan.learning_rate, plan.lr_scheduler
-    options = dict(plan.optimizer_options or {})
-    if plan.optimizer is None and checkpoint is not None:
-        saved = dict(checkpoint.meta["optimizer"])
-        name = str(saved["name"])
-        if name not in [cls.__name__ for cls, _ in OPTIMIZERS.values()]:
-            raise ValueError(f"{plan.recover_from} was trained by {name}, none of the library's; pass optimizer=")
-        kept = dict(saved.get("options", {}))
-        rate, schedule = kept.pop("learning_rate", None), kept.pop("lr_scheduler", None)
-        learning_rate = rate if learning_rate is None else learning_rate
-        scheduler = restore(schedule) if scheduler is None and schedule is not None else scheduler
-        options = kept | options
-    return make_optimizer(name, parameters, learning_rate, lr_scheduler=scheduler or const_lr, **options)
-
-
-def _check_joined(optimizer: BaseOptimizer, parameters: Mapping[str, Any]) -> None:
-    """An optimizer of other arrays would train something that nobody looks at."""
-    own = optimizer.param_dict
-    joined = own is parameters or (
-        set(own) == set(parameters)
-        and all(own[k] is x or np.shares_memory(asnumpy(own[k]), asnumpy(x)) for k, x in parameters.items())
-    )
-    if not joined:
-        raise ValueError("the optimizer updates other arrays than the model's; make it with model.save()")
-
-
-def _backend_for(plan: Plan, backend: Backend, model: BaseRegressionModel, dataset: DataSet) -> Backend:
-    """The CPU instead of a GPU that the set does not fit, or that a model of another kind does not lie on: said."""
-    if backend.name == "numpy":
-        return backend
-    dtype = np.dtype(common_dtype(model.save()))
-    weights = sum(x.size for x in model.save().values())
-    sets = [x for x in (dataset.train_X, dataset.dev_X) if x is not None]
-    stored = sum(x.size * (1 if dtype_name(x) == "uint8" else dtype.itemsize) for x in sets)
-    rows = max(EVALUATION_ROWS, plan.batch_size if isinstance(plan.batch_size, int) else 0)
-    # Parameters, gradient, two moments, a temporary; and a batch as floats.
-    needed = stored + (5 * weights + rows * dataset.train_X.shape[0]) * dtype.itemsize
-    cause = None
-    if not isinstance(model, DeepNetwork) and backend_of(*model.save().values()).device != backend.device:
-        cause = f"a {type(model).__name__} trains where its arrays lie; make them on {backend.device}"
-    elif needed > backend.free_memory():
-        cause = f"out of memory: the run needs {needed / 1e9:.2f} GB, {backend.free_memory() / 1e9:.2f} GB are free"
-    if cause is None:
-        return backend
-    if plan.device != "auto":
-        fall_back(f"{backend.device} cannot be used: {cause}.", plan.strict_device)
-    return NumpyBackend(f"{backend.device} cannot be used: {cause}")
-
-
-def _resident(X: Any, Y: Any, model: BaseRegressionModel, backend: Backend, name: str) -> ResidentSet:
-    if isinstance(model, DeepNetwork):
-        output, units = model.activation_func[-1], model.neuron_cnt[-1]
-        return make_resident(
-            X, Y, backend, n_x=model.neuron_cnt[0], output=output, units=units, dtype=model.dtype, name=name
-        )
-    dtype = common_dtype(model.save())
-    return make_resident(X, Y, backend, n_x=None, output="sigmoid", units=1, dtype=dtype, name=name)
-
-
-def _on_device(
-    model: BaseRegressionModel, optimizer: BaseOptimizer, backend: Backend
-) -> tuple[BaseRegressionModel, BaseOptimizer]:
-    if not isinstance(model, DeepNetwork) or model.backend.device == backend.device:
-        return model, optimizer
-    twin = model.to(backend)
-    return twin, optimizer.on(twin.save())
-
-
-def _batch_size(
-    plan: Plan,
-    train_set: ResidentSet,
-    model: BaseRegressionModel,
-    optimizer: BaseOptimizer,
-    backend: Backend,
-    checkpoint: Checkpoint | None,
-) -> tuple[int, list[str]]:
-    m = train_set.samples.shape[0]
-    if plan.batch_size == "auto":
-        before = None if checkpoint is None else checkpoint.run_state().history.get("run", {}).get("batch_size")
-        if before is not None:  # measured anew it might differ, and with it the order of the samples
-            chosen, why = min(before, m), "that of the checkpoint"
-        elif m < SMALL_SET:
-            chosen, why = rule_of_thumb(m)
-        else:
-            chosen, why = choose(measure(plan.engine, model, optimizer, train_set, backend))
-        return chosen, [f"batch size {chosen}: {why}"]
-    wanted = int(plan.batch_size)
-    if wanted > m:
-        return m, [f"batch size {wanted} is more than the {m} samples there are: {m} is used"]
-    return wanted, []
-
-
-def _try_to_write(path: Path) -> None:
-    """Creates the folder and writes a file to it once, before any time is spent. Raises OSError naming the folder."""
-    trial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trial.write_bytes(b"\0")
-        trial.unlink()
-    except OSError as error:
-        reason, cure = error.strerror or str(error), "choose another folder or model_name"
-        raise OSError(error.errno, f"save_dir {path.parent} cannot be written ({reason}); {cure}") from error
 
 
 def _whole(name: str, value: Any, least: int, besides: str = "") -> int:

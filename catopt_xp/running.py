@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from catopt_xp.callbacks import Callback, EarlyStopping, TrainState
-from catopt_xp.checkpoint import CheckpointError
+from catopt_xp.callbacks import Callback, Checkpointing, EarlyStopping, TrainState
+from catopt_xp.checkpoint import CheckpointError, npz_path
 from catopt_xp.data.order import epoch_order
+from catopt_xp.distributed import rank_engine
 from catopt_xp.engines import Settings, choose_engine
-from catopt_xp.files import keep_copy
 from catopt_xp.history import History
-from catopt_xp.plan import Job
+from catopt_xp.job import Job
 from catopt_xp.plots import plot_mini_batch
 from catopt_xp.saving import RunState, environment, save_run
 from catopt_xp.version import __version__
@@ -66,12 +68,23 @@ class Run:
             self.plan.checkpoint_every_steps,
         )
         samples, targets = job.train_set.samples, job.train_set.targets
-        self.engine, self.engine_reason = choose_engine(
-            self.plan.engine, job.device_model, job.device_optimizer, samples, targets, job.backend, settings
-        )
-        self.early_stopping = None if self.plan.early_stopping is None else EarlyStopping(self.plan.early_stopping)
-        own: list[Callback] = [] if self.early_stopping is None else [self.early_stopping]
-        self.callbacks: list[Callback] = [*own, *self.plan.callbacks]
+        parts = job.device_model, job.device_optimizer, samples, targets, job.backend, settings
+        if job.ranks.size > 1:
+            with job.ranks.agreed():
+                self.engine, self.engine_reason = rank_engine(job.ranks, self.plan.engine, *parts)
+        else:
+            self.engine, self.engine_reason = choose_engine(self.plan.engine, *parts)
+        self.callbacks: list[Callback] = list(self.plan.callbacks)
+        self.weights_are_read = any(getattr(callback, "needs_weights", True) for callback in self.callbacks)
+        if self.plan.early_stopping is not None:
+            self.callbacks.insert(0, EarlyStopping(self.plan.early_stopping))
+        self.early_stopping = next((c for c in self.callbacks if isinstance(c, EarlyStopping)), None)
+        self.checkpointing: Checkpointing | None = None
+        if self.plan.checkpoint_path is not None:
+            every, every_steps = self.plan.checkpoint_every, self.plan.checkpoint_every_steps
+            keeps = job.ranks.rank == 0
+            self.checkpointing = Checkpointing(self.plan.checkpoint_path, every, every_steps, self._notice, keeps)
+            self.callbacks.append(self.checkpointing)  # the last, so that it sees whether another ends the run
         self.position = RunState()
         self.environment = environment(job.backend, self.engine.name, self.engine.versions())
 
@@ -82,7 +95,8 @@ class Run:
         self._announce()
         with self.job.backend.activate():
             self._train()
-        if self.plan.plot_mini_batch and self.plan.checkpoint_path is not None and self.history.mini_batch_loss:
+        draws = self.plan.plot_mini_batch and self.job.ranks.rank == 0
+        if draws and self.plan.checkpoint_path is not None and self.history.mini_batch_loss:
             picture = self.plan.checkpoint_path.with_name(f"{self.plan.model_name}_mini_batch.png")
             plot_mini_batch(dataclasses.asdict(self.history), picture)
         self._say(self.history.time_table())
@@ -90,18 +104,21 @@ class Run:
 
     def _train(self) -> None:
         try:
+            if self.early_stopping is not None:
+                self.early_stopping.reset()
             if self.job.checkpoint is not None:
                 self._resume()
             self.history.run = self._describe()
             for stage, seconds in self.job.timings.items():
                 self.history.timings[stage] += seconds
             # An overflow ends in a loss that is not finite, which is said with its epoch and step.
-            with _Signals() as signals, np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-                self._epochs(signals)
-            self.engine.settle()
-            if self.early_stopping is not None and self.early_stopping.best is not None:
-                self.job.device_model.load(self.early_stopping.best)
-                self._say(f"the weights of epoch {self.early_stopping.best_epoch} were put back (early stopping)")
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"), self._ended():
+                with _Signals() as signals, self._together():
+                    self._epochs(signals)
+                self.engine.settle()
+                if self.early_stopping is not None and self.early_stopping.best is not None:
+                    self.job.device_model.load(self.early_stopping.best)
+                    self._say(f"the weights of epoch {self.early_stopping.best_epoch} were put back (early stopping)")
         finally:
             self.engine.settle()
             self._copy_back()
@@ -121,39 +138,40 @@ class Run:
                 evaluated = epoch % self.plan.print_interval == 0 or last
                 if evaluated:
                     self._evaluate(epoch)
-                state = TrainState(epoch, self.job.device_model, self.job.device_optimizer, self.history, evaluated)
-                if self.callbacks:
+                state = self._state(epoch, evaluated)
+                if evaluated or self.weights_are_read:
                     self.engine.settle()
+                received = self.job.ranks.any(signals.received)
+                state.last = last or received
                 for callback in self.callbacks:
                     callback.on_epoch(state)
-                every = self.plan.checkpoint_every
-                due = evaluated if every is None else (epoch + 1) % every == 0
-                ends = last or state.stop or signals.received
-                if ends or due or self._is_due(epoch, self.engine.batches):
-                    self._save()
                 bar.update()
-                if signals.received:
+                # A signal that comes while the checkpoint is being written is for the next step.
+                if received or (self.checkpointing is None and self.job.ranks.any(signals.received)):
                     self._interrupt()
-                if state.stop:
+                if self.job.ranks.any(state.stop):
                     self._say(f"stopped after epoch {epoch}, as a callback asked")
                     break
 
     def _epoch(self, epoch: int, signals: _Signals) -> None:
         """One pass over the set, from wherever a checkpoint left it."""
-        engine, optimizer, place = self.engine, self.job.device_optimizer, self.position
+        engine, optimizer, place, saving = self.engine, self.job.device_optimizer, self.position, self.checkpointing
         order, following = (self._order(e) if e < self.plan.total_epoch else None for e in (epoch, epoch + 1))
         assert order is not None
         optimizer.epoch = epoch
         learning_rate = optimizer.learning_rate
         started = time.perf_counter() - place.seconds
         for done in engine.steps(epoch, order, place.batches, following):
-            if (signals.received or self._is_due(epoch, done)) and done < engine.batches:
+            due = saving is not None and saving.falls_on(self._updates(epoch, done))
+            stopped = engine.agreed(signals.received)
+            if (stopped or due) and done < engine.batches:
                 losses, before = self._losses(place)[:done], time.perf_counter()
                 self._check_losses(epoch, learning_rate, losses)
                 self.position = RunState(epoch=epoch, batches=done, seconds=before - started, losses=losses)
-                self._save()
+                if saving is not None:
+                    saving.write(self._state(epoch, evaluated=False))
                 started += time.perf_counter() - before  # saving is no training
-                if signals.received:
+                if stopped:
                     self._interrupt()
         losses = self._losses(place)
         self._check_losses(epoch, learning_rate, losses)
@@ -165,17 +183,64 @@ class Run:
     def _order(self, epoch: int) -> NDArray[np.int64]:
         return epoch_order(self.engine.samples.shape[0], epoch, self.plan.seed, self.plan.shuffle)
 
-    def _is_due(self, epoch: int, done: int) -> bool:
-        """Whether `checkpoint_every_steps` falls on the update that ended with batch `done` of this epoch."""
-        every, together = self.plan.checkpoint_every_steps, self.plan.accumulate
-        if every is None:
-            return False
-        updates = epoch * -(-self.engine.batches // together) + -(-done // together)
-        return updates % every == 0
+    def _updates(self, epoch: int, done: int) -> int:
+        """Those of the whole run, when `done` batches of this epoch are done."""
+        together = self.plan.accumulate
+        return epoch * -(-self.engine.batches // together) + -(-done // together)
+
+    def _state(self, epoch: int, evaluated: bool) -> TrainState:
+        """What callbacks see at the end of this epoch, or within it."""
+        model, optimizer = self.job.device_model, self.job.device_optimizer
+        updates = self._updates(self.position.epoch, self.position.batches)
+        return TrainState(epoch, model, optimizer, self.history, evaluated, steps=updates, save=self._save)
+
+    @contextmanager
+    def _ended(self) -> Iterator[None]:
+        """Calls `on_end` of the callbacks when training ends; the first exception is raised, others are warnings."""
+        try:
+            yield
+        except BaseException:
+            self._warn(self._end())
+            raise
+        errors = self._end()
+        self._warn(errors[1:])
+        if errors:
+            raise errors[0]
+
+    @staticmethod
+    def _warn(errors: list[Exception]) -> None:
+        for error in errors:
+            warnings.warn(f"at the end of the run: {error}", stacklevel=2)
+
+    def _end(self) -> list[Exception]:
+        """Calls them all, whatever one of them raises; what they raised."""
+        if self.weights_are_read:
+            self.engine.settle()
+        state, errors = self._state(self.position.epoch - 1, evaluated=False), []
+        state.last = True
+        for callback in self.callbacks:
+            try:
+                getattr(callback, "on_end", _do_nothing)(state)
+            except Exception as error:
+                errors.append(error)
+        return errors
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """What ends this rank alone ends all: they would wait for it."""
+        try:
+            yield
+        except BaseException as error:
+            ranks = self.job.ranks
+            alike = isinstance(error, TrainingDiverged | Interrupted) or ranks.is_agreed(error)
+            if ranks.size > 1 and not alike:
+                ranks.abort(error)
+            raise
 
     def _losses(self, place: RunState) -> np.ndarray[Any, Any]:
         """This epoch's losses, those from before a resumption included."""
         losses = self.engine.fetch_losses()
+        self.job.ranks.check_same(losses, f"losses in epoch {self.position.epoch}")
         if place.batches:
             losses[: place.batches] = place.losses
         return losses
@@ -204,10 +269,9 @@ class Run:
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def _evaluate(self, epoch: int) -> None:
-        with self._stage("evaluate"):
-            self.engine.settle()
+        with self.history.stage("evaluate"):
             history, job = self.history, self.job
-            accuracy, loss = job.device_model.evaluate_rows(job.train_set.samples, job.train_set.targets)
+            accuracy, loss = self.engine.evaluate(job.train_set.samples, job.train_set.targets)
             if not np.isfinite(loss):  # an epoch's last update is seen by no mini-batch loss of it
                 raise self._diverged(f"the cost is {loss} after epoch {epoch}", history.learning_rate[-1])
             history.eval_epoch.append(epoch)
@@ -215,7 +279,7 @@ class Run:
             history.full_train_loss.append(loss)
             text = f"epoch {epoch:4d}: cost {loss:.4f}, accuracy {accuracy:.1%}"
             if job.dev_set is not None:
-                accuracy, loss = job.device_model.evaluate_rows(job.dev_set.samples, job.dev_set.targets)
+                accuracy, loss = self.engine.evaluate(job.dev_set.samples, job.dev_set.targets)
                 history.dev_accuracy.append(accuracy)
                 history.dev_loss.append(loss)
                 text += f"; dev cost {loss:.4f}, accuracy {accuracy:.1%}"
@@ -223,11 +287,9 @@ class Run:
 
     # --- saving and resuming ------------------------------------------------------------------------------------
 
-    def _save(self) -> None:
-        path = self.plan.checkpoint_path
-        if path is None:
-            return
-        with self._stage("save"):
+    def _save(self, filename: str | os.PathLike[str]) -> Path:
+        """Writes model, optimizer and the place in the run; what callbacks have as `state.save`."""
+        with self.history.stage("save"):
             self.engine.settle()
             history = dict(vars(self.history))
             place = self.position
@@ -236,32 +298,22 @@ class Run:
             place.environment = self.environment
             if self.early_stopping is not None and self.early_stopping.best is not None:
                 place.early_stopping, place.best = self.early_stopping.save(), self.early_stopping.best
-            self._keep_previous(path)
             try:
-                self.checkpoint = save_run(self.job.device_model, self.job.device_optimizer, path, place)
+                with self.job.ranks.agreed():
+                    self.checkpoint = npz_path(filename)
+                    if self.job.ranks.rank == 0:
+                        self.checkpoint = save_run(self.job.device_model, self.job.device_optimizer, filename, place)
             except FloatingPointError as error:
                 where = f"{error} at epoch {place.epoch}, step {place.batches}"
                 raise self._diverged(where, self.job.device_optimizer.learning_rate) from error
-
-    def _keep_previous(self, path: Path) -> None:
-        """Before this run's first checkpoint: another run's, if there is one, is kept beside it."""
-        own = self.checkpoint
-        if path.exists() and not (own is not None and own.exists() and own.samefile(path)):
-            previous = path.with_name(f"{self.plan.model_name}_previous.npz")
-            keep_copy(path, previous)
-            self._notice(f"{path} was of another run, which is kept as {previous}")
+        return self.checkpoint
 
     def _resume(self) -> None:
         """Takes weights, moments, history and place from the checkpoint; what differs from then is said."""
         checkpoint, job = self.job.checkpoint, self.job
         assert checkpoint is not None
         place = checkpoint.run_state()
-        if place.history:
-            losses = [] if place.mini_batch_loss is None else place.mini_batch_loss.tolist()
-            try:
-                self.history = History(**place.history, mini_batch_loss=losses)
-            except TypeError as error:
-                raise CheckpointError(f"{checkpoint.path}: history is foreign ({error})") from error
+        self.history = checkpoint.history()
         self._compare(place)
         checkpoint.load_into(job.device_model, job.device_optimizer)
         if self.early_stopping is not None and place.early_stopping:
@@ -270,6 +322,8 @@ class Run:
             except (KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{checkpoint.path}: early stopping cannot go on ({error})") from error
         self.position, self.checkpoint = place, checkpoint.path
+        if self.checkpointing is not None:
+            self.checkpointing.written = checkpoint.path
         self._notice(f"going on from {checkpoint.path}, at epoch {place.epoch}, batch {place.batches}")
 
     def _compare(self, place: RunState) -> None:
@@ -323,7 +377,7 @@ class Run:
             "classes": list(job.dataset.classes),
             "img_shape": None if job.dataset.img_shape is None else list(job.dataset.img_shape),
             "m": int(job.train_set.samples.shape[0]),
-            "n_x": int(job.train_set.samples.shape[1]),
+            "n_x": job.n_x,
             "batch_size": job.batch_size,
             "total_epoch": plan.total_epoch,
             "print_interval": plan.print_interval,
@@ -337,8 +391,9 @@ class Run:
     def _announce(self) -> None:
         device, reason = self.job.backend.device, self.job.backend.reason
         self._say(f"catopt_xp {__version__} on {device} ({reason}), engine {self.engine.name} ({self.engine_reason})")
-        m, n_x = self.job.train_set.samples.shape
-        self._say(f"data: {self.job.dataset.name}, {m} samples of {n_x} features")
+        m, ranks = self.job.train_set.samples.shape[0], self.job.ranks
+        shared = f", spread over {ranks.size} ranks" if ranks.size > 1 else ""
+        self._say(f"data: {self.job.dataset.name}, {m} samples of {self.job.n_x} features{shared}")
         for notice in self.job.notices:
             self._say(f"note: {notice}")
 
@@ -349,13 +404,9 @@ class Run:
     def _say(self, text: str) -> None:
         self.plan.say(text)
 
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.history.timings[name] += time.perf_counter() - started
+
+def _do_nothing(state: TrainState) -> None:
+    """Stands in for the `on_end` that a callback does not have."""
 
 
 class _Signals:

@@ -13,6 +13,7 @@ import numpy as np
 
 from catopt_xp.backend import Backend, asnumpy
 from catopt_xp.checkpoint import CheckpointError, group, is_finite, read_checkpoint, write_checkpoint
+from catopt_xp.history import History
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import BaseOptimizer
 from catopt_xp.parameters import check_matches
@@ -147,6 +148,15 @@ class Checkpoint:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path}: run is incomplete ({error!r}); the file is damaged") from error
+
+    def history(self) -> History:
+        """Of the run up to there; empty for a file written by `save_state_dict`. Raises CheckpointError."""
+        place = self.run_state()
+        losses = [] if place.mini_batch_loss is None else place.mini_batch_loss.tolist()
+        try:
+            return History(**place.history, mini_batch_loss=losses)
+        except TypeError as error:
+            raise CheckpointError(f"{self.path}: history is foreign ({error})") from error
 
 
 def save_state_dict(model: BaseRegressionModel, optimizer: BaseOptimizer, filename: str | os.PathLike[str]) -> Path:

@@ -10,10 +10,12 @@ from typing import Any
 
 from catopt_xp.backend import Backend
 from catopt_xp.callbacks import Callback
+from catopt_xp.distributed import Ranks
 from catopt_xp.history import History
+from catopt_xp.job import prepare
 from catopt_xp.network import BaseRegressionModel
 from catopt_xp.optim import BaseOptimizer
-from catopt_xp.plan import Plan, prepare
+from catopt_xp.plan import Plan
 from catopt_xp.running import Run
 from catopt_xp.schedules import Scheduler
 from catopt_xp.threads import limited_threads
@@ -77,6 +79,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     checkpoint_every: int | None = None,
     checkpoint_every_steps: int | None = None,
+    comm: Any = None,
     progress: bool | None = None,
     verbose: bool = True,
 ) -> TrainResult:
@@ -100,15 +103,18 @@ def train(
         are averaged over their samples. `seed`: of weights, orders and dropout.
         `device`, `strict_device`: as for `get_backend`. `engine`: "auto", the fastest that can run this; "plain", the
         formulas batch by batch; "panels", the fused step of a CPU (needs numba). `threads`: at most so many (None:
-        OMP_NUM_THREADS or NUMBA_NUM_THREADS where they are set, else one per processor).
+        OMP_NUM_THREADS or NUMBA_NUM_THREADS where they are set, else one per processor, shared among ranks).
+        `comm`: a communicator of mpi4py, over whose processes the features are spread (None: this process alone). All
+        make this call alike, with one result; the first one alone prints and writes.
     What is kept
         `save_dir`: folder of `{model_name}_latest.npz` (None: nothing is saved), written every `checkpoint_every`
         epochs (None: when evaluated), every `checkpoint_every_steps` steps, and at the end. `recover_from`: a
         checkpoint to go on from; a model or optimizer that is not given is the checkpoint's, options and schedule
         included. `print_interval`: epochs between evaluations. `early_stopping`: evaluations without
         a lower cost (on the dev set, where there is one) after which training ends; the best weights are put back.
-        `callbacks`: objects with `on_epoch(state)`. `plot_mini_batch`: draw the mini-batch cost into `save_dir`.
-        `progress`: a bar (None: when the terminal shows one). `verbose`: print what is done.
+        `callbacks`: objects with `on_epoch(state)`: logs (`CsvLog`, `JsonLog`, `TensorBoard`), a `Checkpointing` or an
+        `EarlyStopping` of your own, or anything else; see `Callback`. `plot_mini_batch`: draw the mini-batch cost into
+        `save_dir`. `progress`: a bar (None: when the terminal shows one). `verbose`: print what is done.
 
     Returns a TrainResult; the model and any dict from `model.save()` carry the trained values, also after an
     exception. Raises ValueError or TypeError for bad input, TrainingDiverged when a loss is not finite, Interrupted
@@ -122,9 +128,15 @@ def train(
     >>> result.history.epoch, result.device
     ([0, 1, 2], 'cpu')
     """
-    plan = Plan(**locals())  # exactly the parameters above
-    with limited_threads(plan.threads):
-        return _result(Run(prepare(plan)).train())
+    arguments = locals()  # exactly the parameters above
+    ranks = Ranks(comm)
+    with ranks.agreed():
+        plan = Plan(**arguments)
+    plan.verbose = plan.verbose and ranks.rank == 0
+    with limited_threads(plan.threads if plan.threads or ranks.size == 1 else ranks.threads()):
+        with ranks.agreed():
+            job = prepare(plan, ranks)
+        return _result(Run(job).train())
 
 
 def _result(run: Run) -> TrainResult:

@@ -9,7 +9,8 @@ from typing import Any
 
 from catopt_xp.batch_size import CANDIDATES, SMALL_SET, Measured, choose, measure, rule_of_thumb
 from catopt_xp.engines import Settings, choose_engine
-from catopt_xp.plan import Plan, prepare
+from catopt_xp.job import prepare
+from catopt_xp.plan import Plan
 from catopt_xp.threads import limited_threads
 from catopt_xp.training import train
 
@@ -55,6 +56,8 @@ def tune(batch_sizes: Sequence[int] = (), **arguments: Any) -> Tuning:
     given = inspect.signature(train).bind(**arguments | {"batch_size": 64, "save_dir": None})
     given.apply_defaults()
     plan = Plan(**given.arguments)
+    if plan.comm is not None:
+        raise ValueError("tune measures this process alone; leave comm out")
     with limited_threads(plan.threads):
         job = prepare(plan)
         m = job.train_set.samples.shape[0]

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from catopt_xp.job import prepare
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
-from catopt_xp.plan import Plan, prepare
+from catopt_xp.plan import Plan
 from catopt_xp.running import Run
 from catopt_xp.training import TrainResult, train
 

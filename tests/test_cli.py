@@ -134,7 +134,7 @@ def test_train_leaves_checkpoint_history_and_figure(
         f"history: {folder / 'model_history.json'}",
         f"figure: {folder / 'model_history.png'}",
     ]
-    names = {"model_latest.npz", "model_history.json", "model_history.png", "model_mini_batch.png"}
+    names = {"model_latest.npz", "model_history.json", "model_history.csv", "model_history.png", "model_mini_batch.png"}
     assert {file.name for file in folder.iterdir()} == names
     history = History.from_json(folder / "model_history.json")
     assert history.epoch == [0, 1, 2]
@@ -252,7 +252,7 @@ def test_without_matplotlib_a_line_says_what_to_install(
     said = capsys.readouterr().err
     assert said.startswith("catopt-xp: warning: no figure was drawn: ")
     assert said.endswith('pip install "catopt-xp[plot]"\n')
-    assert {file.name for file in folder.iterdir()} == {"model_latest.npz", "model_history.json"}
+    assert {file.name for file in folder.iterdir()} == {"model_latest.npz", "model_history.json", "model_history.csv"}
 
 
 @pytest.mark.filterwarnings("default::catopt_xp.backend.DeviceFallbackWarning")
@@ -451,7 +451,7 @@ def test_the_flags_know_every_comparison_and_every_argument_of_train(
 
     monkeypatch.setattr(cli, "train", stop)
     assert train(arrays, folder) == 130
-    only_from_python = {"model", "X", "Y", "dev_X", "dev_Y", "callbacks"}
+    only_from_python = {"model", "X", "Y", "dev_X", "dev_Y"}
     assert set(passed) == set(inspect.signature(catopt_xp.train).parameters) - only_from_python
     monkeypatch.setattr(cli, "compare", stop)
     passed.clear()
@@ -542,11 +542,6 @@ def test_paths_are_drawn_over_three_surfaces(
     assert "not written as 'bmp'" in failed(["paths", "--out", "a.bmp"], capsys)
 
 
-def test_plot_names_its_runs_by_file_and_where_two_are_alike_by_path() -> None:
-    files = [Path("a/adam_history.json"), Path("b/gd.json"), Path("c/gd.json")]
-    assert [cli._legend(file, files) for file in files] == ["adam", str(files[1]), str(files[2])]
-
-
 def test_plot_refuses_what_it_cannot_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     foreign = tmp_path / "a.json"
     foreign.write_text('{"colour": 1}')
@@ -563,7 +558,7 @@ def test_plot_refuses_what_it_cannot_draw(tmp_path: Path, capsys: pytest.Capture
     missing = tmp_path / "missing.json"
     assert failed(["plot", str(missing)], capsys) == f"{missing}: No such file or directory"
     words = ["plot", "--mini-batch", str(foreign), str(missing)]
-    assert refused(words, capsys) == "--mini-batch draws one history, 2 are given"
+    assert refused(words, capsys) == "--mini-batch draws one run, 2 are given"
 
 
 # --- bad usage and failures -------------------------------------------------------------------------------------------
@@ -754,9 +749,20 @@ def test_an_interruption_at_once_names_the_checkpoint_that_was_written(
     assert second.startswith("to resume: catopt-xp train --data ")
     (folder / "model_latest.npz").unlink()
     interrupted(monkeypatch, "train", None)
-    monkeypatch.setattr(cli, "_write_results", insist)
     assert train(arrays, folder, "--quiet") == 130
     assert capsys.readouterr().err.endswith(", nothing was saved\n")
+
+
+def test_an_interruption_while_the_figure_is_drawn_names_what_the_run_saved(
+    arrays: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def insist(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(History, "plot", insist)
+    assert train(arrays, folder, "--quiet") == 130
+    assert capsys.readouterr().err.startswith(f"catopt-xp: interrupted; saved {folder / 'model_latest.npz'}\n")
+    assert History.from_json(folder / "model_history.json").epoch == [0, 1, 2]
 
 
 def test_the_program_is_named_as_it_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -869,7 +875,7 @@ def test_help_is_quick_and_loads_no_optional_library() -> None:
         "import sys; from catopt_xp.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'cupy', 'numba', 'PIL', 'matplotlib', 'sklearn', 'mpi4py'} & set(sys.modules)\n"
+        "heavy = {'cupy', 'numba', 'PIL', 'matplotlib', 'sklearn', 'onnx', 'mpi4py'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
     started = time.perf_counter()
@@ -919,7 +925,7 @@ def test_shapes_and_counts_are_read_back(width: int, height: int) -> None:
     assert flag_values.batch_size(str(width)) == flag_values.count(str(width)) == width
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "compare", "info", "plot", "paths"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "compare", "export", "info", "plot", "paths"])
 def test_every_flag_has_a_help_text(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -138,7 +138,7 @@ def unchecked() -> Iterator[None]:
 def altered(change: Callable[..., tuple[Any, ...]]) -> Callable[..., None]:
     """`PanelEngine._pass` with other arguments."""
     right = PanelEngine._pass
-    return lambda self, *arguments: right(self, *change(*arguments))
+    return lambda self, samples, *arguments: right(self, samples, *change(*arguments))
 
 
 def rest_off(self: Any, *arguments: Any) -> float:

@@ -35,11 +35,12 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOU
 # A new module enters this table. Imports go to lower floors; a name that ends with a dot stands for the whole folder.
 FLOORS = {
     0: "version files backend devices machine threads timers schedules averages",
-    1: "functional parameters blocks checkpoint labels plots",
+    1: "functional layout parameters blocks checkpoint labels plots figures estimator_arrays estimator_labels",
     2: "data data. network base_optimizer optim",
-    3: "engines engines. history callbacks saving batch_size",
-    4: "plan running training",
-    5: "bench bench. experiments flag_values flag_groups arguments ending tuning",
+    3: "engines engines. distributed history callbacks logs saving batch_size",
+    4: "plan job running training estimator_rules estimator_training estimator_lbfgs",
+    5: "bench bench. estimator estimator_fit experiments trained export flag_values flag_groups arguments ending"
+    " run_files tuning",
     6: "cli __main__",
 }
 SIDEWAYS = {
@@ -50,17 +51,32 @@ SIDEWAYS = {
     ("devices", "machine"): "a report is made of facts about the machine",
     ("threads", "machine"): "the number of processors",
     ("blocks", "functional"): "the scale of pixels is written there, once",
+    ("layout", "functional"): "the names of activations",
+    ("estimator_arrays", "parameters"): "the name of a dtype",
+    ("estimator", "estimator_fit"): "what scikit-learn's classes are joined to",
     ("optim", "base_optimizer"): "the methods, and what they share",
+    ("distributed", "engines"): "a rank has an engine of its own",
+    ("distributed", "engines.cpu"): "which is checked as any panel engine is",
+    ("distributed", "engines.panels"): "panels are dealt to ranks",
+    ("distributed", "engines.ranks"): "the engine of a rank",
     ("batch_size", "engines"): "a size is chosen by the time of its steps",
+    ("plots", "figures"): "what all figures share",
     ("callbacks", "history"): "a callback reads the history",
-    ("running", "plan"): "a run carries out a plan",
-    ("training", "plan"): "train() makes a plan",
+    ("logs", "callbacks"): "a log is a callback",
+    ("logs", "history"): "a log is of the history",
+    ("saving", "history"): "a checkpoint holds the history",
+    ("job", "plan"): "a job is a plan with everything that it needs",
+    ("running", "job"): "a run carries out a job",
+    ("training", "job"): "train() prepares a job",
+    ("training", "plan"): "of a plan",
     ("training", "running"): "and runs it",
     ("flag_groups", "flag_values"): "what a flag takes",
     ("arguments", "flag_groups"): "flags that several commands share",
     ("arguments", "flag_values"): "what a flag takes",
     ("arguments", "bench.contenders"): "the names that --contenders takes",
     ("arguments", "bench.table"): "what is timed by default",
+    ("arguments", "export"): "the names that --format and --input take",
+    ("export", "trained"): "what is exported",
     ("ending", "flag_groups"): "each line on stderr begins with the program's name",
     ("__main__", "cli"): "python -m catopt_xp is the command line",
 }
@@ -68,14 +84,18 @@ SIDEWAYS = {
 HOMES = {
     "cupy": {"backend"},
     "PIL": {"data."},
-    "matplotlib": {"plots"},
+    "matplotlib": {"figures"},
+    "tensorboardX": {"logs"},
     # The CPU engine with what it is made of.
     "numba": {"engines.cpu", "engines.compiled", "engines.lanes", "engines.updates", "engines.vectors", "bench.floor"},
     "llvmlite": {"engines.lanes", "engines.updates", "engines.vectors"},
-    "sklearn": {"bench."},
+    "sklearn": {"bench.", "estimator"},
+    "scipy": {"estimator_lbfgs"},
+    "onnx": {"export"},
+    "safetensors": {"export"},
     "torch": {"bench."},
     "jax": {"bench."},
-    "mpi4py": set[str](),
+    "mpi4py": {"distributed"},
 }
 
 
@@ -130,7 +150,8 @@ def python(code: str, *arguments: str) -> str:
 LOADED = """
 import sys
 exec(sys.argv[1])
-print(sorted({"cupy", "numba", "PIL", "matplotlib", "sklearn", "mpi4py"} & set(sys.modules)))
+heavy = {"cupy", "numba", "PIL", "matplotlib", "sklearn", "scipy", "onnx", "safetensors", "mpi4py", "tensorboardX"}
+print(sorted(heavy & set(sys.modules)))
 """
 
 

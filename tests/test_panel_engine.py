@@ -173,7 +173,7 @@ def test_any_number_of_threads_gives_the_same_bits(workers: int, monkeypatch: py
 @pytest.mark.parametrize("length", [2, 4, 8])
 def test_tasks_of_any_length_give_the_same_bits(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = run(WIDE.engine(PanelEngine), WIDE)
-    monkeypatch.setattr(panels.Split, "task_length", lambda self, numbers: length)
+    monkeypatch.setattr(panels.Split, "task_length", lambda self, numbers, most: length)
     assert_same_bits(run_on(2, WIDE, monkeypatch), straight)
 
 

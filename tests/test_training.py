@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from short_runs import N_X, RATES, Array, M, fit, flat, make_run, small_network, small_set
 
-from catopt_xp import plan as plan_module
+from catopt_xp import job as job_module
 from catopt_xp.data import DataSet, batches, epoch_order
 from catopt_xp.history import History
 from catopt_xp.network import DeepNetwork
@@ -47,7 +47,7 @@ def test_nothing_given_trains_the_reference_network_on_the_built_in_set(
         asked.append(source)
         return DataSet(*small_set(), *small_set(10, seed=1), classes=("dog", "cat"), name="stand-in")
 
-    monkeypatch.setattr(plan_module, "load_data", load)
+    monkeypatch.setattr(job_module, "load_data", load)
     result = train(total_epoch=2, save_dir=None, device="cpu", verbose=False)
     assert asked == [(None, None, None, None)]  # data, img_shape, train_size, dev_size
     assert isinstance(result.model, DeepNetwork)

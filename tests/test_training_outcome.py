@@ -148,10 +148,10 @@ def test_checkpoints_are_written_when_asked(
     places: list[Any] = []
     save = Run._save
 
-    def watched(run: Run) -> None:
-        save(run)
+    def watched(run: Run, filename: Path) -> Path:
         epoch, done = run.position.epoch, run.position.batches
         places.append((epoch, done) if done else epoch)
+        return save(run, filename)
 
     monkeypatch.setattr(Run, "_save", watched)
     fit(save_dir=tmp_path, total_epoch=7, **({"print_interval": 2} | options))
@@ -172,7 +172,7 @@ def arrays_in(value: Any, seen: set[int]) -> Iterator[Array]:
         for item in value:
             yield from arrays_in(item, seen)
     elif hasattr(value, "__dict__"):
-        yield from arrays_in(dict(vars(value)), seen)
+        yield from arrays_in(vars(value), seen)  # no copy: its id might be that of one seen before
 
 
 @pytest.mark.parametrize("name", RATES)

@@ -7,7 +7,7 @@ import re
 import stat
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ _FLAT_NAME = re.compile(r"([^.]+)\.\d+\.[^.]+")  # cat.0.jpg
 _SPLIT_STREAM = 2  # keeps these random numbers apart from those of weights and row orders with the same seed
 _LAYOUTS = "training_set/cats and training_set/dogs (and test_set), one folder per class, or names such as cat.0.jpg"
 
+Decoder = Callable[[list[Path], tuple[int, int], str, bool | None], tuple[NDArray[np.uint8], dict[int, str]]]
 Classes = Mapping[str, list[Path]]
 """The photographs of each class, by class name, in the order in which they are trained."""
 
@@ -96,6 +97,7 @@ def get_photograph_set(
     on_error: str = "raise",
     cache: bool = True,
     progress: bool | None = None,
+    decode: Decoder = decode_files,
 ) -> DataSet:
     """A folder of photographs, in one of three layouts, as a DataSet.
 
@@ -107,7 +109,8 @@ def get_photograph_set(
     seed, dev_fraction: the random part of each class that is kept for development, where the layout has no
     test set.
     on_error: "raise" or "skip" (files that cannot be decoded). cache: keep the decoded pixels on disk.
-    progress: show a bar; None: when stderr is a terminal.
+    progress: show a bar; None: when stderr is a terminal. decode: called as `decode_files` is, with another share of
+    the pixels to return; the cache, which keeps all of them, is left alone then.
     Returns a DataSet; cats and dogs have the labels 1 and 0, other classes 0, 1, ... in the order of their
     names.
     Raises FileNotFoundError, NotADirectoryError or ValueError, naming folder or file.
@@ -124,7 +127,7 @@ def get_photograph_set(
     files = [file for group in (train, dev) for names in group.values() for file in names]
     shape = checked_img_shape(img_shape) if img_shape is not None else _natural_shape(files[:8], notices)
     reading = time.perf_counter() - started
-    rows, broken, timings = _read_rows(root, files, shape, on_error, cache, progress, notices)
+    rows, broken, timings = _read_rows(root, files, shape, on_error, cache, progress, notices, decode)
     warn_of_skipped(broken)
     classes = ("dog", "cat") if list(train) == ["cat", "dog"] else tuple(train)
     labels = np.array([classes.index(name) for group in (train, dev) for name in group for _ in group[name]])
@@ -271,16 +274,18 @@ def _read_rows(
     cache: bool,
     progress: bool | None,
     notices: list[str],
+    decode: Decoder,
 ) -> tuple[NDArray[np.uint8], dict[int, str], dict[str, float]]:
     """The pixels of the files that decode, what is wrong with the others, and the seconds spent."""
     started = time.perf_counter()
+    cache = cache and decode is decode_files
     facts = [RECIPE, str(root.resolve()), shape, on_error, [_stamp(file, root) for file in files]]
     file = cache_file("photographs", facts)
     broken = load_skipped(file) if cache and on_error == "skip" else {}
     rows = load_rows(file, (len(files) - len(broken), shape[0] * shape[1] * 3), notices) if cache else None
     timings = {"read": time.perf_counter() - started, "decode": 0.0}
     if rows is None:
-        rows, broken = decode_files(files, shape, on_error, progress)
+        rows, broken = decode(files, shape, on_error, progress)
         timings["decode"] = time.perf_counter() - started
         if cache:
             rows = store_rows(file, rows, broken)

@@ -16,8 +16,9 @@ import numpy as np
 
 from catopt_xp.data.cache import one_line
 from catopt_xp.data.dataset import DataArgumentError, DataSet, check_on_error, checked_img_shape
+from catopt_xp.data.decoding import decode_files
 from catopt_xp.data.drawings import get_drawn_set
-from catopt_xp.data.photographs import DEFAULT_SHAPE, get_photograph_set
+from catopt_xp.data.photographs import DEFAULT_SHAPE, Decoder, get_photograph_set
 
 Source = str | os.PathLike[str] | tuple[Any, ...] | DataSet | None
 
@@ -30,6 +31,7 @@ def load_data(
     seed: int = 0,
     on_error: str = "raise",
     progress: bool | None = None,
+    decode: Decoder = decode_files,
 ) -> DataSet:
     """Load the data of a run.
 
@@ -42,6 +44,7 @@ def load_data(
     set.
     on_error: "raise" or "skip" (photographs that cannot be decoded).
     progress: show a bar while photographs are decoded or drawings drawn; None: when stderr is a terminal.
+    decode: what decodes photographs; where it is another one than `decode_files`, the cache is left alone.
     Returns a DataSet. Arrays are handed on as they are: their shapes and values are checked where they are
     trained.
     Raises FileNotFoundError, ValueError or TypeError, naming file or argument; DataArgumentError, a ValueError,
@@ -57,7 +60,9 @@ def load_data(
         sizes = 1000 if train_size is None else train_size, 200 if dev_size is None else dev_size
         return get_drawn_set(img_shape or DEFAULT_SHAPE, *sizes, seed=seed, progress=progress)
     if isinstance(data, str | os.PathLike) and not _is_array_file(Path(data)):
-        return get_photograph_set(data, img_shape, train_size, dev_size, seed, on_error=on_error, progress=progress)
+        return get_photograph_set(
+            data, img_shape, train_size, dev_size, seed, on_error=on_error, progress=progress, decode=decode
+        )
     if train_size is not None or dev_size is not None:
         raise DataArgumentError(
             "train_size, dev_size: apply to pictures only, as --train-size and --dev-size do; cut arrays before you"

@@ -27,7 +27,7 @@ from catopt_xp.engines.lanes import (
     restore,
     take_number,
 )
-from catopt_xp.engines.panels import PANEL, STRIP, STRIPS, Split, aligned_zeros, padded, tree_sum
+from catopt_xp.engines.panels import MOST_TASK, PANEL, STRIP, STRIPS, Split, aligned_zeros, padded, tree_sum
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.engines.rest import Rest, Rule
 from catopt_xp.engines.updates import update
@@ -149,6 +149,8 @@ class PanelEngine(PlainEngine):
     """
 
     name = "panels"
+    _most_task = MOST_TASK
+    _columns = slice(None)  # of W0 that the panels are cut from
 
     def __init__(
         self,
@@ -161,8 +163,8 @@ class PanelEngine(PlainEngine):
     ) -> None:
         super().__init__(model, optimizer, samples, targets, backend, settings)
         self.network = model
-        units, n_x = model.neuron_cnt[1], model.neuron_cnt[0]
-        self.split = Split(n_x, units)
+        units = model.neuron_cnt[1]
+        self.split = Split(samples.shape[1], units)
         self.dtype = np.dtype(model.dtype)
         self.scale = self.dtype.type(pixel_scale(samples.dtype))
         self._numbers = NUMBERS[type(optimizer)]
@@ -208,7 +210,7 @@ class PanelEngine(PlainEngine):
             self.losses[position[1]] = self._by_formulas(Z, rows, scalars, d)
         else:
             self.losses[position[1]] = self._rest.step(Z, self.scale, self.targets, rows, rule, d)
-        self._pass(rows, d, rule, following)
+        self._pass(self.samples, rows, d, rule, following)
 
     def _by_formulas(self, Z: Floats, rows: Rows, scalars: dict[str, float], d: Floats) -> Any:
         """Forward, loss, backward and update of the rest as the network and the optimizer write them; the loss."""
@@ -223,21 +225,45 @@ class PanelEngine(PlainEngine):
         if not self._packed:
             self._pack()
         if self._Z is None or self._following is None or not np.array_equal(self._following, rows):
-            no_rule = self._numbers(*[1.0] * len(self._numbers._fields)), ()
-            self._pass(rows[:0], self._d[:0], no_rule, rows)
+            self._multiply(self.samples, rows)
         assert self._Z is not None
         return self._Z
 
-    def _pass(self, rows: Rows, d: Floats, rule: Rule, following: Rows) -> None:
+    def _multiply(self, samples: Array, rows: Rows) -> None:
+        """A pass that changes nothing, for the product of these rows."""
+        no_rule = self._numbers(*[1.0] * len(self._numbers._fields)), ()
+        self._pass(samples, rows[:0], self._d[:0], no_rule, rows)
+
+    def evaluate(self, samples: Array, targets: Array) -> tuple[float, float]:
+        """As `PlainEngine.evaluate`; products of panels, so that their bits are those of any number of threads."""
+        if not self._packed:
+            self._pack()
+        if self._rest is not None:
+            self._rest.unpack()  # the formulas read it; what is packed stays as it is
+        kept, scale = (self._Z, self._following), self.dtype.type(pixel_scale(samples.dtype))
+
+        def product(rows: slice) -> Floats:
+            self._multiply(samples, np.arange(rows.start, rows.stop))
+            assert self._Z is not None
+            Z: Floats = self._Z * scale
+            return Z
+
+        try:
+            with self.backend.single_threaded():
+                return self.network.evaluate_from(product, targets)
+        finally:
+            self._Z, self._following = kept
+
+    def _pass(self, samples: Array, rows: Rows, d: Floats, rule: Rule, following: Rows) -> None:
         """Gradient and update with d (n, padded units) of `rows`, and the product of the `following` ones."""
         units, n, k = self.split.units, len(rows), len(following)
         size = padded(k, PRODUCT_ROWS) * padded(units, PRODUCT_UNITS)
-        length = self.split.task_length(size)
+        length = self.split.task_length(size, self._most_task)
         tasks = -(-self.split.panels // length)
         Z = np.empty((tasks, size), dtype=self.dtype)
         self._counter[0] = 0
         W, *moments = self._state
-        batch = self.samples, rows, d.reshape(-1), d.shape[1]
+        batch = samples, rows, d.reshape(-1), d.shape[1]
         shared = (*batch, *rule, W, tuple(moments), units, following, Z.reshape(-1))
 
         def work(worker: int) -> None:
@@ -246,9 +272,14 @@ class PanelEngine(PlainEngine):
         self._Z, self._following = None, None
         run_workers(work, min(tasks, 1 + units * self.split.n_x * (n + k + 8) // LEAST_WORK))
         if k:
-            blocks = tree_sum(Z).reshape(-1, padded(units, PRODUCT_UNITS) // PRODUCT_UNITS, PRODUCT_ROWS, PRODUCT_UNITS)
+            across = padded(units, PRODUCT_UNITS) // PRODUCT_UNITS
+            blocks = self._total(Z, length).reshape(-1, across, PRODUCT_ROWS, PRODUCT_UNITS)
             by_unit = blocks.transpose(1, 3, 0, 2).reshape(-1, padded(k, PRODUCT_ROWS))
             self._Z, self._following = by_unit[:units, :k], following
+
+    def _total(self, Z: Floats, length: int) -> Floats:
+        """The sum over all panels, (n,), of the tasks' sums `Z` (tasks, n), which are used up; `length`: of a task."""
+        return tree_sum(Z)
 
     def _room_for(self, worker: int, size: int) -> tuple[Floats, Floats, Floats]:
         """Arrays for a worker to work in: samples as floats, a panel's gradient, products that wait for others."""
@@ -261,10 +292,14 @@ class PanelEngine(PlainEngine):
 
     # --- the packed state -------------------------------------------------------------------------------------------
 
-    def _arrays(self) -> list[tuple[Floats, Floats]]:
-        """W0 and each of its moments, as the model and the optimizer have it and packed."""
+    def _whole(self) -> list[Floats]:
+        """W0 and each of its moments, as the model and the optimizer have them."""
         state = self.optimizer.save()
-        whole = [self.network.save()["W0"], *(state[f"{name}/W0"] for name in self.optimizer.moment_names)]
+        return [self.network.save()["W0"], *(state[f"{name}/W0"] for name in self.optimizer.moment_names)]
+
+    def _arrays(self) -> list[tuple[Floats, Floats]]:
+        """The same, what belongs to the panels here, and packed."""
+        whole = [W[:, self._columns] for W in self._whole()]
         shape = (self.split.strips, self.split.units, STRIP)
         numbers = self.split.strips * self.split.units * STRIP
         return [(W, flat[:numbers].reshape(shape)) for W, flat in zip(whole, self._state, strict=True)]

@@ -9,7 +9,7 @@ sum has one shape: a binary tree on panel numbers. So results do not depend on h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,10 +61,10 @@ class Split:
         if whole < self.strips:
             W[:, whole * STRIP :] = packed[whole, :, : self.n_x - whole * STRIP]
 
-    def task_length(self, numbers: int) -> int:
-        """Panels in a task, a power of two, where a panel's product is so many numbers."""
+    def task_length(self, numbers: int, most: int = MOST_TASK) -> int:
+        """Panels in a task, a power of two up to `most`, where a panel's product is so many numbers."""
         length = 1
-        while length < MOST_TASK:
+        while length < most:
             tasks = math.ceil(self.panels / length)
             if tasks < 2 * ENOUGH_TASKS and tasks * numbers <= TASK_NUMBERS:
                 break
@@ -104,6 +104,39 @@ def subtrees(start: int, stop: int) -> Iterator[tuple[int, int]]:
         start += length
 
 
+def grain(first: int, stop: int, panels: int) -> int:
+    """Panels of the longest task, up to MOST_TASK, that cuts `first … stop - 1` into whole subtrees of all `panels`.
+
+    >>> grain(0, 12, 20), grain(12, 20, 20), grain(12, 13, 20)
+    (4, 4, 1)
+    """
+    bounds = first | (stop if stop < panels else 0) | MOST_TASK
+    return bounds & -bounds
+
+
+def join_subtrees(nodes: Sequence[tuple[int, int]], sums: Sequence[Floats]) -> Floats:
+    """What `tree_sum` makes of all blocks, from the sums of the subtrees that they were cut into; uses the sums up.
+
+    `nodes`: (first, length) of each, in order, without gaps, as `subtrees` cuts them; `sums`: one (n,) for each.
+
+    >>> join_subtrees([(0, 2), (2, 1), (3, 1)], [np.array([3.0]), np.array([4.0]), np.array([8.0])])
+    array([15.])
+    """
+    waiting: list[tuple[int, int, Floats]] = []
+    for (first, length), total in zip(nodes, sums, strict=True):
+        while waiting and waiting[-1][1] == length and waiting[-1][0] % (2 * length) == 0:
+            first, _, left = waiting.pop()
+            left += total
+            length, total = 2 * length, left
+        waiting.append((first, length, total))
+    _, _, total = waiting.pop()
+    while waiting:  # without neighbours: they wait for the end, as in the tree
+        _, _, left = waiting.pop()
+        left += total
+        total = left
+    return total
+
+
 def aligned_zeros(count: int, dtype: Any, skew: int = 0) -> Floats:
     """A flat array of zeros that starts `skew` bytes after a multiple of 4096: whole vectors never cross cache lines.
 
@@ -126,4 +159,16 @@ def padded(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-__all__ = ["PANEL", "STRIP", "STRIPS", "Split", "aligned_zeros", "padded", "subtrees", "tree_sum"]
+__all__ = [
+    "MOST_TASK",
+    "PANEL",
+    "STRIP",
+    "STRIPS",
+    "Split",
+    "aligned_zeros",
+    "grain",
+    "join_subtrees",
+    "padded",
+    "subtrees",
+    "tree_sum",
+]

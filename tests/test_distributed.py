@@ -1,0 +1,372 @@
+"""Training over ranks: the bits of one process, whatever their number; what goes wrong on one ends all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from ranks import OBSTACLE, answers, run, start
+
+from catopt_xp.checkpoint import read_checkpoint
+from catopt_xp.distributed import Ranks, launched
+from catopt_xp.engines.panels import PANEL, join_subtrees, tree_sum
+
+pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
+
+# --- who owns what ------------------------------------------------------------------------------------------------
+
+
+class Alone:
+    """A communicator of which only the size and the rank are asked."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.Get_rank, self.Get_size = (lambda: rank), (lambda: size)
+        self.Allgatherv = self.allgather = None
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 13])
+def test_the_ranks_subtrees_make_the_tree_of_one_process(size: int) -> None:
+    rng = np.random.default_rng(size)
+    for panels in (size, size + 1, 13, 16, 37, 147):
+        n_x = panels * PANEL - 5
+        ranks = Ranks(Alone(0, size))
+        shares = [ranks.share(n_x, rank) for rank in range(size)]
+        assert [part.start for part in shares[1:]] == [part.stop for part in shares[:-1]]
+        assert (shares[0].start, shares[-1].stop) == (0, n_x)
+        blocks = rng.normal(size=(panels, 3)).astype(np.float32)
+        nodes = ranks.nodes(n_x)
+        sums = [[tree_sum(blocks[a : a + n].copy()) for a, n in some] for some in nodes]
+        joined = join_subtrees([node for some in nodes for node in some], [x for some in sums for x in some])
+        assert np.array_equal(joined, tree_sum(blocks.copy()))
+
+
+def test_more_ranks_than_panels_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^4 ranks are too many, as 3000 features are 3 panels of 1024: start at"):
+        Ranks(Alone(0, 4)).share(3000)
+
+
+def test_what_is_no_communicator_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"^comm is a str; give a communicator of mpi4py, or None$"):
+        Ranks("all of them")
+
+
+@pytest.mark.parametrize("names", ["PMI", "OMPI_COMM_WORLD", "MV2_COMM_WORLD"])
+def test_a_launcher_is_known_by_what_it_leaves_in_the_environment(names: str) -> None:
+    assert launched({f"{names}_SIZE": "4", f"{names}_RANK": "3"}) == (4, 3)
+    assert launched({f"{names}_SIZE": "4"}) == (1, 0)
+
+
+# --- the same bits ------------------------------------------------------------------------------------------------
+
+RUNS = """
+import hashlib, itertools
+import numpy as np
+from panel_runs import OPTIONS
+import catopt_xp
+from catopt_xp.schedules import get_hyperbola_func
+
+def digest(arrays):
+    return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)).hexdigest()
+
+found = {}
+for k, (n_x, name) in enumerate(itertools.product((4 * 1024, 9 * 1024 + 5, 6000), OPTIONS)):
+    optimizer, options = OPTIONS[name]
+    rng = np.random.default_rng(k)
+    m, kind = 23, ("uint8", "float32", "float64")[k % 3]
+    X = rng.integers(0, 256, (m, n_x), dtype=np.uint8)
+    if kind != "uint8":
+        X = (X / 255).astype(kind)
+    Y = rng.integers(0, 3 if k % 2 else 2, (1, m))
+    result = catopt_xp.train(
+        X=X.T, Y=Y, dev_X=X[:7].T, dev_Y=Y[:, :7], hidden=(7, 5), dtype="float32" if kind == "uint8" else kind,
+        optimizer=optimizer, optimizer_options=options, learning_rate=1e-3, lr_scheduler=get_hyperbola_func(0.1),
+        total_epoch=3, batch_size=(5, 8, 23)[k % 3], shuffle=("epoch", "once", "none")[k % 3], seed=k,
+        dropout=0.2 * (k % 4 == 0), activation=("relu", "tanh")[k % 2], print_interval=1, save_dir=None,
+        comm=comm, verbose=False, engine="panels",
+    )
+    history = result.history
+    moments = [x for key, x in result.optimizer.save().items() if "/" in key]
+    curves = history.mini_batch_loss, history.full_train_loss, history.dev_loss, history.dev_accuracy
+    found[f"{name}, {n_x}, {kind}"] = [digest(result.model.save().values()), digest(moments), repr(curves)]
+say(found)
+"""
+
+
+@cache
+def bits(ranks: int) -> list[dict[str, list[str]]]:
+    """Digests of weights and moments, and the curves, of every run, on each rank."""
+    said: list[dict[str, list[str]]] = answers(ranks, RUNS)
+    return said
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_every_optimizer_has_the_bits_of_one_process_on_every_rank(ranks: int) -> None:
+    (one,) = bits(1)
+    assert len(one) >= 45
+    for rank, found in enumerate(bits(ranks)):
+        assert found == one, f"rank {rank}"
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+TRAIN = ["-m", "catopt_xp", "train", "--img-shape", "48x48", "--train-size", "20", "--dev-size", "5"]
+TRAIN += ["--batch-size", "8", "--hidden", "6,4", "--print-interval", "1"]
+
+
+def trained(folder: Path, ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """Seven panels of drawings, trained into a folder."""
+    return run(ranks, [*TRAIN, "--distributed", "--save-dir", str(folder), *words])
+
+
+def assert_same_checkpoint(ours: Path, theirs: Path) -> None:
+    """All but the timings."""
+    (arrays, meta), (others, other) = (read_checkpoint(file / "model_latest.npz") for file in (ours, theirs))
+    assert arrays.keys() == others.keys()
+    for name, array in arrays.items():
+        assert array.tobytes() == others[name].tobytes(), name
+    for one in (meta, other):
+        del one["run"]["seconds"], one["run"]["history"]["timings"], one["run"]["history"]["seconds"]
+    assert meta == other
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    assert trained(folder, 1, "--epochs", "4").returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_checkpoint_of_ranks_is_that_of_one_process_and_goes_on_anywhere(
+    ranks: int, one_process: Path, tmp_path: Path
+) -> None:
+    half, whole, alone = (tmp_path / name for name in ("half", "whole", "alone"))
+    assert trained(half, ranks, "--epochs", "2", "--quiet").returncode == 0
+    latest = str(half / "model_latest.npz")
+    assert trained(whole, ranks, "--epochs", "4", "--recover-from", latest).returncode == 0
+    assert trained(alone, 1, "--epochs", "4", "--recover-from", latest).returncode == 0
+    assert_same_checkpoint(whole, one_process)
+    assert_same_checkpoint(alone, one_process)
+
+
+def test_the_first_rank_alone_prints_and_writes(tmp_path: Path) -> None:
+    done = trained(tmp_path / "runs", 3, "--epochs", "2")
+    assert done.returncode == 0
+    assert done.stdout.count("catopt_xp 0") == 1
+    assert "engine panels (each of 3 ranks its panels)" in done.stdout
+    assert "40 samples of 6912 features, spread over 3 ranks" in done.stdout
+    assert sorted(os.listdir(tmp_path / "runs")) == [
+        "model_history.csv",
+        "model_history.json",
+        "model_history.png",
+        "model_latest.npz",
+    ]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for part, count in (("training_set", 9), ("test_set", 4)):
+        for name in ("cats", "dogs"):
+            (folder / part / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{k}.png")
+    (folder / "training_set" / "dogs" / "3.png").write_bytes(b"no picture")
+    return folder
+
+
+PHOTOGRAPHS = """
+import hashlib
+import numpy as np, sys, warnings
+import catopt_xp
+warnings.simplefilter("ignore")
+result = catopt_xp.train(
+    data=sys.argv[1], on_error=sys.argv[2], hidden=(5,), total_epoch=2, batch_size=4, save_dir=None, comm=comm,
+    verbose=False, engine="panels", print_interval=1,
+)
+weights = b"".join(x.tobytes() for x in result.model.save().values())
+say([hashlib.sha256(weights).hexdigest(), result.history.dev_loss])
+"""
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_photographs_are_decoded_in_shares_and_exchanged(ranks: int, photographs: Path) -> None:
+    one = answers(1, PHOTOGRAPHS, str(photographs), "skip")
+    assert answers(ranks, PHOTOGRAPHS, str(photographs), "skip") == one * ranks
+
+
+def test_a_broken_photograph_in_the_share_of_one_rank_is_named_once(photographs: Path, tmp_path: Path) -> None:
+    words = ["-m", "catopt_xp", "train", "--data", str(photographs), "--distributed", "--save-dir", str(tmp_path)]
+    done = run(2, words)
+    assert done.returncode == 1
+    assert done.stderr.count("error") == 1
+    assert "3.png: not a photograph that Pillow can read" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+# --- what travels -------------------------------------------------------------------------------------------------
+
+SENT = """
+import numpy as np
+from panel_runs import Case, run
+from catopt_xp.distributed import Ranks
+from catopt_xp.engines.ranks import RankEngine
+case = Case(n_x=int(sys.argv[1]), units=(30, 20, 20), m=64, batch_size=64, dtype="float32", activation="relu", epochs=8)
+ranks = Ranks(comm)
+def make(model, optimizer, samples, targets, backend, settings):
+    own = np.ascontiguousarray(samples[:, ranks.share(case.n_x)])
+    return RankEngine(ranks, model, optimizer, own, targets, backend, settings)
+run(case.engine(make), case)
+say(ranks.sent_bytes)
+"""
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_step_sends_one_block_of_sums_for_a_power_of_two_of_panels(ranks: int) -> None:
+    block = 64 * 32 * 4 + 4  # samples, units (padded), bytes; and whether to stop
+    # Eight steps: the first needs a product of its own, the last none after it.
+    assert answers(ranks, SENT, str(16 * 1024)) == [8 * block] * ranks
+
+
+# --- endings ------------------------------------------------------------------------------------------------------
+
+
+def test_started_by_mpi_without_the_flag_nothing_is_done(tmp_path: Path) -> None:
+    done = run(2, [*TRAIN, "--save-dir", str(tmp_path / "runs")])
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0].startswith("catopt-xp: error: MPI started this 2 times, and each would do all")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_ranks_than_panels_end_in_one_line(tmp_path: Path) -> None:
+    done = run(4, ["-m", "catopt_xp", "train", "--img-shape", "16x16", "--distributed", "--save-dir", str(tmp_path)])
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if "error" in line] == [
+        "catopt-xp: error: 4 ranks are too many, as 768 features are 1 panels of 1024: start at most 1"
+    ]
+
+
+ONE_FAILS = """
+import numpy as np
+import catopt_xp
+X = np.random.default_rng(0).random((4096, 40), dtype=np.float32)
+Y = np.arange(40).reshape(1, -1) % 2
+where, epoch = sys.argv[1], int(sys.argv[2])
+class Fail:
+    needs_weights = False
+    def on_epoch(self, state):
+        if comm.rank == 1 and where == "training" and state.epoch == epoch:
+            raise OSError("the machine is on fire")
+if where == "data" and comm.rank == 1:
+    X[1500, 3] = np.nan
+if where == "arguments" and comm.rank == 1:
+    Y = Y[:, :-1]
+if where == "seed":
+    epoch = comm.rank
+catopt_xp.train(X=X, Y=Y, comm=comm, total_epoch=10**6, seed=epoch, save_dir=None, callbacks=[Fail()], verbose=False)
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("data", "rank 1 of 3: ValueError: X is not finite at feature"),
+        ("arguments", "rank 1 of 3: ValueError: X has 40 samples and Y has 39"),
+        ("training", "error on rank 1 of 3: the machine is on fire"),
+        ("seed", "rank 1 has other losses in epoch 0 than rank 0: start all ranks with the same arguments"),
+    ],
+)
+def test_what_fails_on_one_rank_ends_all(where: str, told: str) -> None:
+    program = "import sys\nfrom mpi4py import MPI\ncomm = MPI.COMM_WORLD\n" + ONE_FAILS
+    started = time.monotonic()
+    done = run(3, ["-c", program, where, "5"], seconds=30)
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert time.monotonic() - started < 25
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """The ranks: the Python processes below mpiexec, by number."""
+    found, waiting = [], [process.pid]
+    while waiting:
+        parent = waiting.pop()
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            waiting += [int(word) for word in task.read_text().split()]
+        if b"train" in Path(f"/proc/{parent}/cmdline").read_bytes() and parent != process.pid:
+            command = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
+            found += [parent] if b"python" in command[0] else []
+    return sorted(found)
+
+
+def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """Three ranks in the midst of training, a first checkpoint written."""
+    many = ["--epochs", "100000", "--print-interval", "100000", "--checkpoint-every", "3"]
+    process = start(3, [*TRAIN, *many, "--distributed", "--save-dir", str(folder), *words])
+    deadline = time.monotonic() + 60
+    while not (folder / "model_latest.npz").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process
+
+
+def assert_goes_on_as_if_nothing_had_been(folder: Path, tmp_path: Path) -> None:
+    """What is left is whole, and ends with the bits of a run that nothing interrupted."""
+    _, meta = read_checkpoint(folder / "model_latest.npz")
+    epochs = str(meta["run"]["epoch"] + 2)
+    latest = str(folder / "model_latest.npz")
+    resumed = trained(tmp_path / "resumed", 2, "--epochs", epochs, "--recover-from", latest, "--print-interval", "1000")
+    assert resumed.returncode == 0
+    assert trained(tmp_path / "straight", 1, "--epochs", epochs, "--print-interval", "1000").returncode == 0
+    arrays, others = (read_checkpoint(tmp_path / name / "model_latest.npz")[0] for name in ("resumed", "straight"))
+    for name, array in arrays.items():
+        assert array.tobytes() == others[name].tobytes(), name
+
+
+@pytest.mark.skipif(not os.path.exists("/proc"), reason="looks for the ranks in /proc, which this system has not")
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_rank_that_is_killed_ends_all_and_leaves_the_checkpoint(victim: int, tmp_path: Path) -> None:
+    with begun(tmp_path / "runs") as process:
+        os.kill(children(process)[victim], signal.SIGKILL)
+        killed = time.monotonic()
+        process.communicate(timeout=10)
+        assert time.monotonic() - killed < 10
+    assert process.returncode != 0
+    assert_goes_on_as_if_nothing_had_been(tmp_path / "runs", tmp_path)
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    with begun(tmp_path / "runs") as process:
+        os.kill(children(process)[1], signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    lines = err.splitlines()
+    assert lines[0].startswith("catopt-xp: interrupted in epoch")
+    assert lines[1].startswith("to resume: ")
+    assert_goes_on_as_if_nothing_had_been(tmp_path / "runs", tmp_path)
+
+
+FULL = """
+import resource, sys
+from mpi4py import MPI
+from catopt_xp.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_disk_too_full_for_a_checkpoint_ends_all_and_leaves_no_part_of_one(tmp_path: Path) -> None:
+    words = ["train", *TRAIN[3:], "--hidden", "30", "--epochs", "3", "--distributed", "--save-dir", str(tmp_path)]
+    done = run(2, ["-c", FULL, *words], seconds=60)
+    assert done.returncode == 1
+    assert "model_latest.npz" in done.stderr
+    assert "File too large" in done.stderr
+    assert not [name for name in os.listdir(tmp_path) if name.endswith((".npz", ".tmp"))]
