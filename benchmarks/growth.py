@@ -39,7 +39,9 @@ LINES = {
         for units in (8, 64, 256)
         for batch in (8, 64, 512, 2000)
     ]
-    + [(N_X, M, units, batch) for units in (8, 256) for batch in (8, 512, 2000)],
+    + [(N_X, M, units, batch) for units in (8, 256) for batch in (8, 512, 2000)]
+    + [(784, M, units, batch) for units in (30, 128) for batch in (64, 512, 2000)]
+    + [(3072, M, 128, batch) for batch in (64, 512, 2000)],
 }
 
 

@@ -26,7 +26,8 @@ from catopt_xp.parameters import dtype_name
 
 ENGINES = ("auto", "plain", "panels")
 LEAST_EPS = 1e-30  # the panel engine estimates quotients, for denominators that are well above the smallest floats
-LARGE_PRODUCTS = 512  # units times batch size, for each feature, from which whole products win over panels
+# Units times batch size, for each feature and in all, from which whole products win over panels.
+LARGE_PRODUCTS, LARGE = 80, 45_000
 FAST = 'pip install "catopt-xp[fast]"'
 
 __all__ = ["ENGINES", "PlainEngine", "Settings", "check_failure", "choose_engine", "panel_obstacle"]
@@ -147,6 +148,7 @@ def slower_with_panels(samples: Array, model: BaseRegressionModel, settings: Set
     units = model.save()["W0"].shape[0]
     if n_x < PANEL and isinstance(model, DeepNetwork) and (settings.penalised or model.kernel_obstacle):
         return f"the faster one for fewer than {PANEL} features with a loss like this"
-    if units * min(m, settings.batch_size) >= LARGE_PRODUCTS * n_x:
+    numbers = units * min(m, settings.batch_size)
+    if numbers >= max(LARGE, LARGE_PRODUCTS * n_x):
         return f"the faster one for {n_x} features, which are few beside {units} units and batches of that size"
     return None

@@ -22,7 +22,7 @@ STRIP = 64  # columns that lie together in memory
 STRIPS = PANEL // STRIP
 # A task is some panels, a whole subtree of at most MOST_TASK: about ENOUGH_TASKS or more of them, so that threads end
 # together, and few enough that their sums, of a large batch, stay below TASK_NUMBERS.
-MOST_TASK, ENOUGH_TASKS, TASK_NUMBERS = 8, 32, 2**20
+MOST_TASK, ENOUGH_TASKS, TASK_NUMBERS = 8, 32, 2**22
 
 
 class Split:
