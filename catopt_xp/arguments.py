@@ -166,7 +166,7 @@ def _add_tune(parser: Parser) -> None:
 
 
 def _add_train(parser: Parser) -> None:
-    add_data(parser, resumes=True)
+    add_data(parser, resumes=True, streams=True)
     add_network(parser)
     add_optimizer(parser)
     run = parser.add_argument_group("run")

@@ -11,6 +11,7 @@ import numpy as np
 
 from catopt_xp.backend import Backend
 from catopt_xp.data.resident import ResidentSet
+from catopt_xp.data.stream import StreamedSet
 from catopt_xp.engines import Settings, choose_engine
 from catopt_xp.network import BaseRegressionModel
 from catopt_xp.optim import BaseOptimizer
@@ -59,8 +60,11 @@ def measure(
     """Times real steps at each of `sizes` that the set and the memory allow, smallest first.
 
     `engine`: as for `train`; `train_set`: on `backend`, where model and optimizer lie too. The steps are made by
-    copies: neither is changed. A batch whose floats would take half of the free memory is left out.
+    copies: neither is changed. A batch whose floats would take half of the free memory is left out. Raises ValueError
+    where the set is streamed.
     """
+    if isinstance(train_set, StreamedSet):
+        raise ValueError("batch sizes are measured on a set in memory, this one is streamed: give batch_size a number")
     m, n_x = train_set.samples.shape
     fitting = backend.free_memory() // (2 * FLOAT_BYTES * n_x)
     usable = [size for size in sorted(set(sizes)) if size <= min(m, fitting)]

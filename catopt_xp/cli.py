@@ -168,11 +168,20 @@ def _remember(args: argparse.Namespace) -> None:
     """Gives the flags that are absent the values of the run that is resumed, or of a new one."""
     before: Mapping[str, Any] = {}
     if args.recover_from is not None:
-        before = trained_on(Checkpoint.read(args.recover_from))
+        checkpoint = Checkpoint.read(args.recover_from)
+        before = trained_on(checkpoint)
+        _check_img_shape(args.img_shape, checkpoint.build_model().neuron_cnt[0], args.recover_from)
         args.img_shape = args.img_shape or before["img_shape"]
     for name, default in REMEMBERED.items():
         if getattr(args, name) is None:
             setattr(args, name, before.get(name, default))
+
+
+def _check_img_shape(img_shape: tuple[int, int] | None, n_x: int, checkpoint: str) -> None:
+    """Refuses pictures of another size than a network takes, before they are decoded or drawn."""
+    if img_shape is not None and 3 * math.prod(img_shape) != n_x:
+        told = f"--img-shape {img_shape[0]}x{img_shape[1]}: pictures of {3 * math.prod(img_shape)} values"
+        raise UsageError(f"{told}, the network of {checkpoint} takes {n_x}; leave it out")
 
 
 def _check_hidden(args: argparse.Namespace) -> None:
@@ -260,7 +269,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.data is None and not trained["data"].startswith(drawn_name()):
         known = f"was trained on {trained['data']}" if trained["data"] else "does not say what it was trained on"
         raise UsageError(f"{args.checkpoint} {known}: name the set to evaluate it over with --data")
-    img_shape = args.img_shape or trained["img_shape"]
+    _check_img_shape(args.img_shape, model.neuron_cnt[0], args.checkpoint)
+    arrays = args.data is not None and Path(args.data).suffix == ".npz"  # which say themselves how large they are
+    img_shape = args.img_shape or (None if arrays else trained["img_shape"])
     data = load_data(args.data, img_shape, args.train_size, args.dev_size, on_error=args.on_error)
     for notice in data.notices:
         print(f"note: {notice}")
@@ -321,6 +332,8 @@ def run_export(args: argparse.Namespace) -> None:
     kind = args.format or (ending if ending in FORMATS else "onnx")
     if args.input and kind != "onnx":
         raise UsageError("--input goes with --format onnx alone")
+    if ending in FORMATS and ending != kind:
+        raise UsageError(f"--out {args.out} and --format {kind} do not go together; leave one of them out")
     out = args.out or npz_path(args.checkpoint).with_suffix(f".{kind}")
     trained = trained_of(args.checkpoint, img_shape=args.img_shape)
     if kind == "onnx":

@@ -40,7 +40,7 @@ FORWARDING = 0.5  # seconds for a launcher to pass on what was said, before it e
 ROWS = 64  # of a set, that are exchanged at a time
 
 
-class RankError(RuntimeError):
+class RankError(ConnectionError):
     """What went wrong on another rank, or between ranks; the message says where."""
 
 
@@ -55,13 +55,14 @@ class Ranks:
     """
 
     def __init__(self, comm: Any = None) -> None:
-        for name in ("Get_rank", "Get_size", "Allgatherv", "allgather"):
+        for name in ("Get_rank", "Get_size", "Allgatherv", "Alltoallv", "allgather", "bcast", "Abort"):
             if comm is not None and not hasattr(comm, name):
                 raise TypeError(f"comm is a {type(comm).__name__}; give a communicator of mpi4py, or None")
         self.rank = 0 if comm is None else int(comm.Get_rank())
         self.size = 1 if comm is None else int(comm.Get_size())
         self.comm = None if self.size == 1 else comm
         self.sent_bytes = 0  # sums of products, to each of the others
+        self.decodes = False  # whether the set was decoded in shares, so that each has its own columns already
         self._agreed: BaseException | None = None
 
     def panels(self, n_x: int, rank: int | None = None) -> tuple[int, int]:
@@ -73,7 +74,7 @@ class Ranks:
         """The features of a rank (None: this one). Raises ValueError where there are more ranks than panels."""
         count = -(-n_x // PANEL)
         if count < self.size:
-            told = f"{n_x} features are {count} panels of {PANEL}"
+            told = f"{n_x} features are {count} panel{'s' * (count > 1)} of {PANEL}"
             raise ValueError(f"{self.size} ranks are too many, as {told}: start at most {count}")
         first, stop = self.panels(n_x, rank)
         return slice(first * PANEL, min(n_x, stop * PANEL))
@@ -144,17 +145,18 @@ class Ranks:
         """Whether every rank left an `agreed` block because of this error."""
         return error is self._agreed
 
-    def check_same(self, numbers: Floats, what: str) -> None:
-        """Raises RankError where a rank has other bits than the first one."""
+    def check_same(self, content: bytes, what: str) -> None:
+        """Raises RankError, on every rank, where one has another content than the first."""
         if self.comm is None:
             return
-        sums = self.comm.allgather(zlib.crc32(np.ascontiguousarray(numbers).tobytes()))
+        sums = self.comm.allgather(zlib.crc32(content))
         other = next((rank for rank, number in enumerate(sums) if number != sums[0]), None)
         if other is not None:
-            raise RankError(
+            self._agreed = RankError(
                 f"rank {other} has other {what} than rank 0: start all ranks with the same arguments, on processors of "
                 "one type, with the same versions of NumPy and numba"
             )
+            raise self._agreed
 
     def abort(self, error: BaseException) -> NoReturn:
         """Ends the processes of all ranks, with status 1: the others wait for one that is not coming."""
@@ -195,6 +197,7 @@ class Ranks:
         """As `decode_files`, each rank a share of the files; of all rows, (m, columns), it returns its columns."""
         if self.comm is None:
             return decode_files(files, img_shape, on_error, progress)
+        self.decodes = True
         start, stop = len(files) * self.rank // self.size, len(files) * (self.rank + 1) // self.size
         rows: NDArray[np.uint8] = np.empty((0, img_shape[0] * img_shape[1] * 3), dtype=np.uint8)
         broken: dict[int, str] = {}
@@ -238,14 +241,16 @@ def rank_engine(
     """The engine for one of several ranks, and why; `samples`: (m, columns of this rank), the others as for
     `choose_engine`. Raises ValueError where ranks cannot run this, RuntimeError where the engine fails its own check.
     """
-    obstacle = "as asked" if engine == "plain" else panel_obstacle(model, optimizer, samples, backend, settings)
+    if engine == "plain":
+        raise ValueError('ranks train with the panel engine, "plain" is asked for: leave engine at "auto"')
+    obstacle = panel_obstacle(model, optimizer, samples, backend, settings)
     if obstacle is not None:
         raise ValueError(f"ranks train with the panel engine, which cannot run this: {obstacle}")
     from catopt_xp.engines.cpu import PanelEngine  # needs numba
     from catopt_xp.engines.ranks import RankEngine
 
     assert isinstance(model, DeepNetwork)
-    failure = check_failure(PanelEngine, model, optimizer, samples, backend)
+    failure = check_failure(PanelEngine, model, optimizer, samples, backend, settings)
     if failure is not None:
         raise RuntimeError(f"the panel engine failed its check on rank {ranks.rank}: {failure}")
     made = RankEngine(ranks, model, optimizer, samples, targets, backend, settings)

@@ -21,6 +21,7 @@ from catopt_xp.data.dataset import DataArgumentError
 from catopt_xp.distributed import launched
 from catopt_xp.flag_groups import NAME
 from catopt_xp.running import Interrupted
+from catopt_xp.signals import ASKING_TO_END
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 LOADING = "catopt_xp.data.sources"  # the module in which a run is, while its data are read, decoded or drawn
@@ -84,7 +85,7 @@ def end_interrupted(
 
 @contextmanager
 def termination_as_interruption() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, also where `train` does not look after it, as between two runs."""
+    """SIGTERM and SIGHUP end a command as Ctrl-C does, also where `train` does not look after them."""
     if threading.current_thread() is not threading.main_thread():  # elsewhere Python takes no signals
         yield
         return
@@ -92,12 +93,14 @@ def termination_as_interruption() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    asking = [n for n in ASKING_TO_END if n != signal.SIGINT and signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in asking}
     try:
         yield
     finally:
-        # A handler that was not set from Python is None here, and cannot be put back: the default is.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
+        for number, handler in previous.items():
+            # A handler that was not set from Python is None here, and cannot be put back: the default is.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def program_again(called: str) -> str:
@@ -132,7 +135,9 @@ def _about_interruption(
     if saved is None:
         return [f"{first}, nothing was saved"]
     words = [*_without(words, "--recover-from"), "--recover-from", str(saved)]
-    return [first, f"to resume: {prog} {command_line(words)}"]
+    ranks, _ = launched()
+    started_by = f"mpiexec -n {ranks} " if ranks > 1 else ""
+    return [first, f"to resume: {started_by}{prog} {command_line(words)}"]
 
 
 def _saved_since(started: float, args: argparse.Namespace) -> Path | None:

@@ -35,6 +35,7 @@ from catopt_xp.estimator_labels import Labels
 from catopt_xp.estimator_rules import check_parameters, layer_sizes
 from catopt_xp.estimator_training import answers
 from catopt_xp.network import DeepNetwork
+from catopt_xp.parameters import dtype_name
 from catopt_xp.schedules import Scheduler
 
 HostArray = NDArray[Any]
@@ -97,17 +98,19 @@ class _Estimator(Perceptron, BaseEstimator):  # type: ignore[misc]
         output, outputs = self._output()
         units = [X.shape[1], *layer_sizes(self.hidden_layer_sizes), outputs]
         backend = self._backend(X, units, first)
+        # L-BFGS works in float64 and converts block by block; a network that goes on keeps its type.
+        dtype = "float32" if self.pixels else dtype_name(X)
+        kept = self.pixels or self.solver == "lbfgs"
+        # Before there is a new network: where the device has no room for the samples, the fit before stays whole.
+        samples = backend.asarray(X, dtype=None if kept else dtype if first else self._network.dtype)
         if first:
-            dtype = "float32" if self.pixels else str(X.dtype).rpartition(".")[2]
             self._begin(units, output, dtype, rng, backend)
         else:
             self._go_on(units, backend)
-        # L-BFGS works in float64 and converts block by block; a network that goes on keeps its type.
-        kept = self.pixels or self.solver == "lbfgs"
-        samples = backend.asarray(X, dtype=None if kept else self._network.dtype)
         try:
             warning = self._train(samples, y, targets, weights, rng, incremental)
         finally:
+            self._network.weighted = False  # labels come without weights again
             self._publish()
         if not all(np.isfinite(x).all() for x in (*self.coefs_, *self.intercepts_)):
             raise ValueError("the weights are no longer finite numbers: scale X, or lower learning_rate_init")

@@ -23,6 +23,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     file that it names is replaced. Raises OSError naming `path`.
     """
     target = path.resolve()
+    if target.exists() and not target.is_file():  # a device or a pipe would be replaced by a file
+        raise OSError(errno.EINVAL, f"could not write {path}: it is no file; choose another name")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:

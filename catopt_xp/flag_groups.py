@@ -14,6 +14,7 @@ from catopt_xp.flag_values import (
     count,
     file_name,
     layers,
+    memory,
     name,
     not_negative,
     path,
@@ -38,11 +39,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{NAME}: error: {message} (see {self.prog} --help)\n")
 
 
-def add_data(parser: Parser, default: str = "built-in drawings", resumes: bool = False) -> None:
-    """`resumes`: there may be a checkpoint, which knows the size of its pictures."""
+def add_data(parser: Parser, default: str = "built-in drawings", resumes: bool = False, streams: bool = False) -> None:
+    """`resumes`: there may be a checkpoint, which knows the size of its pictures; `streams`: sets may exceed memory."""
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data", type=name, metavar="PATH", help=f"folder of photographs, or .npz with X and Y (default: {default})"
+        "--data",
+        type=name,
+        metavar="PATH",
+        help="folder of photographs, .npz with X and Y, or NAME.npy of rows with NAME_labels.npy beside it (default:"
+        f" {default})",
     )
     known = "the checkpoint's where it has one, else " if resumes else ""
     group.add_argument(
@@ -62,6 +67,14 @@ def add_data(parser: Parser, default: str = "built-in drawings", resumes: bool =
         " training_set nor test_set; 200 drawings)",
     )
     group.add_argument("--on-error", choices=ON_ERROR, default="raise", help="at a broken photograph (default: raise)")
+    if streams:
+        group.add_argument(
+            "--memory-limit",
+            type=memory,
+            metavar="SIZE",
+            help="e.g. 500MB or 1GB, of which the set takes half at most: a larger one, in rows in an .npy file or in"
+            " the cache of photographs, is streamed in windows (default: what is free)",
+        )
 
 
 def add_network(parser: Parser) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from catopt_xp.machine import memory_size
 from catopt_xp.schedules import Scheduler, parse
 
 
@@ -101,6 +102,14 @@ def shape(text: str) -> tuple[int, int]:
     if not cross:
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 224x224")
     return count(width), count(height)
+
+
+def memory(text: str) -> int:
+    """Bytes, with a unit or without: "500MB"."""
+    try:
+        return memory_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def schedule(text: str) -> Scheduler:

@@ -19,7 +19,7 @@ from typing import Any
 from catopt_xp.files import write_whole
 from catopt_xp.plots import BY_EPOCH, BY_EVALUATION, check_history, plot_history
 
-STAGES = ("read", "decode", "move", "train", "evaluate", "save")
+STAGES = ("read", "decode", "move", "train", "wait", "evaluate", "save")
 COLUMNS = ("epoch", *BY_EPOCH, *BY_EVALUATION)  # of the CSV
 
 
@@ -30,8 +30,8 @@ class History:
     Each epoch: `epoch`, `learning_rate` (at its start), `seconds` (of training alone), `train_loss` (mean of the
     mini-batch losses, each weighed by its length). Each evaluated epoch: `eval_epoch`, `train_accuracy`,
     `full_train_loss` (over the whole set, after the epoch's pass), and `dev_loss`, `dev_accuracy` where there is a dev
-    set. `mini_batch_loss`: every step's. `timings`: seconds by stage (save: checkpoints and logs). `run`: how it was
-    trained.
+    set. `mini_batch_loss`: every step's. `timings`: seconds by stage (wait: training that waited for rows of a streamed
+    set, which `seconds` contain; save: checkpoints and logs). `run`: how it was trained.
 
     >>> history = History(epoch=[0], train_loss=[0.7])
     >>> History.from_json(history.to_json()) == history
@@ -50,6 +50,9 @@ class History:
     mini_batch_loss: list[float] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     run: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.timings = dict.fromkeys(STAGES, 0.0) | self.timings  # a file may be older than a stage
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The history as JSON text; with `path` also written there, whole or not at all. Raises OSError."""
@@ -133,8 +136,8 @@ class History:
         """A figure of the run (matplotlib); with `path` also saved there as PNG. See `plots.plot_history`."""
         return plot_history(dataclasses.asdict(self), path)
 
-    def time_table(self) -> str:
-        """Where the time went, one line a stage."""
+    def time_table(self, resumed: bool = False) -> str:
+        """Where the time went, one line a stage; `resumed`: the sums include what came before, which is said."""
         total = sum(self.timings.values()) or 1.0
         rows = [f"  {stage:<9}{seconds:9.2f} s  {seconds / total:5.1%}" for stage, seconds in self.timings.items()]
-        return "\n".join(["time by stage:", *rows])
+        return "\n".join([f"time by stage{', before the resumption too' * resumed}:", *rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import time
 from collections.abc import Mapping
@@ -21,22 +22,22 @@ from catopt_xp.backend import (
 from catopt_xp.batch_size import SMALL_SET, choose, measure, rule_of_thumb
 from catopt_xp.data import DataSet, load_data
 from catopt_xp.data.drawings import drawn_name
-from catopt_xp.data.resident import ResidentSet, make_resident
-from catopt_xp.devices import fall_back
+from catopt_xp.data.resident import ResidentSet
 from catopt_xp.distributed import Ranks
 from catopt_xp.files import remove_stale
-from catopt_xp.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
+from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import OPTIMIZERS, BaseOptimizer, make_optimizer
-from catopt_xp.parameters import common_dtype, dtype_name
 from catopt_xp.plan import DEFAULTS, Plan
 from catopt_xp.saving import Checkpoint
 from catopt_xp.schedules import const_lr, restore
+from catopt_xp.storage import backend_for, choose_storage, place_sets
 
 
 @dataclass
 class Job:
     """Everything a run needs. `model`, `optimizer`: the caller's. `device_model`, `device_optimizer`: those that train;
-    the same objects, or copies on the GPU. `train_set`, `dev_set`: on the device."""
+    the same objects, or copies on the GPU. `train_set`, `dev_set`: on the device, or streamed onto it. `window`: the
+    most rows in a window of the order; None: there are no windows."""
 
     plan: Plan
     backend: Backend
@@ -50,6 +51,7 @@ class Job:
     checkpoint: Checkpoint | None
     dataset: DataSet
     n_x: int
+    window: int | None
     timings: dict[str, float]
     notices: list[str]
     ranks: Ranks
@@ -58,6 +60,8 @@ class Job:
 def prepare(plan: Plan, ranks: Ranks | None = None) -> Job:
     """Loads and checks everything before the first epoch: files that cannot be written, data that cannot be used."""
     ranks = ranks or Ranks()
+    if ranks.size > 1 and plan.memory_limit is not None:
+        raise ValueError("memory_limit is for one process, ranks hold their parts of the set whole: leave it out")
     if plan.checkpoint_path is not None and ranks.rank == 0:
         _try_to_write(plan.checkpoint_path)
         remove_stale(plan.checkpoint_path)
@@ -67,7 +71,7 @@ def prepare(plan: Plan, ranks: Ranks | None = None) -> Job:
     dataset = _dataset(plan, backend, ranks)
     n_x = _features(dataset)
     if ranks.size > 1:
-        _keep_columns(dataset, ranks.share(n_x), n_x)
+        _keep_columns(dataset, ranks, n_x)
     model = _model(plan, dataset, n_x, checkpoint)
     if ranks.size > 1 and isinstance(model, DeepNetwork) and model.neuron_cnt[0] != n_x:
         raise ValueError(f"X has {n_x} features, the network takes {model.neuron_cnt[0]}")
@@ -77,7 +81,7 @@ def prepare(plan: Plan, ranks: Ranks | None = None) -> Job:
         notices.append(
             f"the optimizer stands at epoch {optimizer.epoch:g}; this run counts from 0 (recover_from goes on)"
         )
-    usable = _backend_for(plan, backend, model, dataset)
+    usable = backend_for(plan, backend, model, dataset)
     if usable.device != backend.device:
         notices.append(f"training on {usable.device}: {usable.reason}")
     with usable.activate():
@@ -97,9 +101,8 @@ def _placed(
 ) -> Job:
     """Sets, model and optimizer on the device."""
     start = time.perf_counter()
-    part = dataset.train_X.shape[0] if ranks.size > 1 else None
-    train_set = _resident(dataset.train_X, dataset.train_Y, model, backend, "X", part)
-    dev_set = None if dataset.dev_X is None else _resident(dataset.dev_X, dataset.dev_Y, model, backend, "dev_X", part)
+    storage = choose_storage(plan, dataset, model, backend, checkpoint, ranks)
+    train_set, dev_set = place_sets(storage, plan, dataset, model, backend, ranks)
     device_model, device_optimizer = _on_device(model, optimizer, backend)
     backend.synchronize()  # sync
     timings = {"read": 0.0, "decode": 0.0, **dataset.timings, "move": time.perf_counter() - start}
@@ -118,6 +121,7 @@ def _placed(
         checkpoint=checkpoint,
         dataset=dataset,
         n_x=n_x,
+        window=storage.window,
         timings=timings,
         notices=notices + notice,
         ranks=ranks,
@@ -159,11 +163,16 @@ def _features(dataset: DataSet) -> int:
     return dataset.img_shape[0] * dataset.img_shape[1] * 3
 
 
-def _keep_columns(dataset: DataSet, share: slice, n_x: int) -> None:
-    """Leaves of a set what belongs to a rank: features of all samples, sample-major."""
+def _keep_columns(dataset: DataSet, ranks: Ranks, n_x: int) -> None:
+    """Leaves of a set what belongs to a rank: features of all samples, sample-major. Raises ValueError."""
+    share = ranks.share(n_x)
+    if ranks.decodes:
+        return
     for name in ("train_X", "dev_X"):
         X = getattr(dataset, name)
-        if X is not None and X.shape[0] == n_x:
+        if X is not None:
+            if X.shape[0] != n_x:
+                raise ValueError(f"{name.removeprefix('train_')} has {X.shape[0]} features, X has {n_x}")
             setattr(dataset, name, np.ascontiguousarray(asnumpy(X).T[:, share]).T)
 
 
@@ -250,41 +259,6 @@ def _check_joined(optimizer: BaseOptimizer, parameters: Mapping[str, Any]) -> No
         raise ValueError("the optimizer updates other arrays than the model's; make it with model.save()")
 
 
-def _backend_for(plan: Plan, backend: Backend, model: BaseRegressionModel, dataset: DataSet) -> Backend:
-    """The CPU instead of a GPU that the set does not fit, or that a model of another kind does not lie on: said."""
-    if backend.name == "numpy":
-        return backend
-    dtype = np.dtype(common_dtype(model.save()))
-    weights = sum(x.size for x in model.save().values())
-    sets = [x for x in (dataset.train_X, dataset.dev_X) if x is not None]
-    stored = sum(x.size * (1 if dtype_name(x) == "uint8" else dtype.itemsize) for x in sets)
-    rows = max(EVALUATION_ROWS, plan.batch_size if isinstance(plan.batch_size, int) else 0)
-    # Parameters, gradient, two moments, a temporary; and a batch as floats.
-    needed = stored + (5 * weights + rows * dataset.train_X.shape[0]) * dtype.itemsize
-    cause = None
-    if not isinstance(model, DeepNetwork) and backend_of(*model.save().values()).device != backend.device:
-        cause = f"a {type(model).__name__} trains where its arrays lie; make them on {backend.device}"
-    elif needed > backend.free_memory():
-        cause = f"out of memory: the run needs {needed / 1e9:.2f} GB, {backend.free_memory() / 1e9:.2f} GB are free"
-    if cause is None:
-        return backend
-    if plan.device != "auto":
-        fall_back(f"{backend.device} cannot be used: {cause}.", plan.strict_device)
-    return NumpyBackend(f"{backend.device} cannot be used: {cause}")
-
-
-def _resident(
-    X: Any, Y: Any, model: BaseRegressionModel, backend: Backend, name: str, part: int | None = None
-) -> ResidentSet:
-    """`part`: features of a rank, where it has some of them only."""
-    if isinstance(model, DeepNetwork):
-        output, units = model.activation_func[-1], model.neuron_cnt[-1]
-        n_x = part or model.neuron_cnt[0]
-        return make_resident(X, Y, backend, n_x=n_x, output=output, units=units, dtype=model.dtype, name=name)
-    dtype = common_dtype(model.save())
-    return make_resident(X, Y, backend, n_x=None, output="sigmoid", units=1, dtype=dtype, name=name)
-
-
 def _on_device(
     model: BaseRegressionModel, optimizer: BaseOptimizer, backend: Backend
 ) -> tuple[BaseRegressionModel, BaseOptimizer]:
@@ -303,7 +277,7 @@ def _batch_size(
     checkpoint: Checkpoint | None,
     ranks: Ranks,
 ) -> tuple[int, list[str]]:
-    m = train_set.samples.shape[0]
+    m = train_set.m
     if plan.batch_size == "auto":
         if ranks.size > 1:
             raise ValueError('batch_size "auto" measures one process; give ranks a number')
@@ -324,6 +298,8 @@ def _batch_size(
 def _try_to_write(path: Path) -> None:
     """Creates the folder and writes a file to it once, before any time is spent. Raises OSError naming the folder."""
     trial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    if path.is_dir():
+        raise OSError(errno.EISDIR, f"{path} is a folder, where the checkpoint goes; remove it, or choose another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         trial.write_bytes(b"\0")

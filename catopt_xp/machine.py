@@ -147,6 +147,36 @@ def thread_count() -> int:
     return min(numbers) if numbers else cpu_count()
 
 
+def memory_size(value: int | str) -> int:
+    """Bytes, given as a number or as a text with a unit: kB, MB, GB, TB, or KiB, MiB, GiB, TiB.
+
+    Raises:
+        ValueError: neither, or less than one byte.
+
+    >>> memory_size("1.5 GB"), memory_size("2MiB"), memory_size(1000)
+    (1500000000, 2097152, 1000)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", str(value).strip().lower())
+    size = 0
+    if match is not None and not isinstance(value, bool):
+        number, unit, binary = match.groups()
+        size = round(float(number) * (1024 if binary else 1000) ** ("kmgt".find(unit) + 1 if unit else 0))
+    if size < 1:
+        raise ValueError(f"{value!r} is no amount of memory; give bytes, or a text such as 500MB or 1.5GB")
+    return size
+
+
+def size_text(size: int) -> str:
+    """Bytes as `memory_size` reads them, rounded up to three digits or more.
+
+    >>> size_text(1_500_000_000), size_text(2_345_678), size_text(12)
+    ('1.5GB', '2.35MB', '0.02kB')
+    """
+    digits, unit = next(((n, unit) for n, unit in ((9, "GB"), (6, "MB")) if size >= 10**n), (3, "kB"))
+    whole, hundredths = divmod(-(-size // 10 ** (digits - 2)), 100)
+    return f"{whole}.{hundredths:02}".rstrip("0").rstrip(".") + unit
+
+
 def host_free_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that this process may still take: what the system can give, within the limits of its container.
 

@@ -357,10 +357,14 @@ class DeepNetwork(BaseRegressionModel):
         return (accuracy, loss) if return_loss else accuracy
 
     def evaluate_rows(self, samples: Array, Y: Array) -> tuple[float, float]:
-        """Accuracy and mean loss over a sample-major set (m, n_x) with labels (·, m), both on this device."""
+        """Accuracy and mean loss over a sample-major set (m, n_x) with labels (·, m), both on this device.
+
+        `samples`: an array, or what gives one for `samples[a:b, :]`, asked for from the first row to the last.
+        """
 
         def product(rows: slice) -> Array:
-            batch = Batch(self.backend, self._float, samples, rows, rows.stop - rows.start)
+            count = rows.stop - rows.start
+            batch = Batch(self.backend, self._float, samples[rows, :], slice(0, count), count)
             return batch.times_weights(self.parameters["W0"])
 
         return self.evaluate_from(product, Y)

@@ -19,6 +19,7 @@ from catopt_xp.backend import (
 from catopt_xp.callbacks import Callback, EarlyStopping
 from catopt_xp.data.order import SHUFFLES
 from catopt_xp.engines import ENGINES
+from catopt_xp.machine import memory_size
 from catopt_xp.network import BaseRegressionModel
 from catopt_xp.optim import BaseOptimizer
 from catopt_xp.schedules import Scheduler
@@ -58,6 +59,7 @@ class Plan:
     strict_device: bool | None
     engine: str
     threads: int | None
+    memory_limit: Any
     seed: int
     shuffle: str
     drop_last: bool
@@ -90,6 +92,11 @@ class Plan:
         for name in ("checkpoint_every", "checkpoint_every_steps", "early_stopping", "threads"):
             if getattr(self, name) is not None:
                 setattr(self, name, _whole(name, getattr(self, name), 1))
+        if self.memory_limit is not None:
+            try:
+                self.memory_limit = memory_size(self.memory_limit)
+            except ValueError as error:
+                raise ValueError(f"memory_limit: {error}") from error
         if self.batch_size != "auto":
             self.batch_size = _whole("batch_size", self.batch_size, 1, ' or "auto"')
         _one_of("shuffle", self.shuffle, SHUFFLES)

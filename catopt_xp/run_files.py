@@ -21,6 +21,8 @@ def run_files(source: Path) -> list[Path]:
     Raises ValueError for a folder without runs.
     """
     if not source.is_dir():
+        if source.exists() and not source.is_file():
+            raise ValueError(f"{source} is neither a file nor a folder; give a run folder or a file")
         return [source]
     runs = sorted({file.name.removesuffix(ending) for ending in ENDINGS for file in source.glob(f"*{ending}")})
     if not runs:
@@ -38,12 +40,17 @@ def read_history(file: Path) -> History:
 
 
 def read_benchmark(file: Path) -> dict[str, Any] | None:
-    """The results of `catopt-xp bench` in a JSON file; None for a file of another kind. Raises OSError."""
+    """The results of `catopt-xp bench` in a JSON file; None for a file of another kind. Raises OSError, ValueError."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:  # no text, or no JSON
         return None
-    return found if isinstance(found, dict) and "rows" in found else None
+    if not isinstance(found, dict) or "rows" not in found:
+        return None
+    rows = found["rows"]
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{file} has no rows of a benchmark; give what catopt-xp bench wrote")
+    return found
 
 
 def run_names(files: Sequence[Path]) -> list[str]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import os
-import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,17 @@ from tqdm import tqdm
 
 from catopt_xp.callbacks import Callback, Checkpointing, EarlyStopping, TrainState
 from catopt_xp.checkpoint import CheckpointError, npz_path
-from catopt_xp.data.order import epoch_order
+from catopt_xp.data.order import epoch_order, window_order
+from catopt_xp.data.stream import StreamedSet
 from catopt_xp.distributed import rank_engine
 from catopt_xp.engines import Settings, choose_engine
 from catopt_xp.history import History
 from catopt_xp.job import Job
+from catopt_xp.machine import size_text
 from catopt_xp.plots import plot_mini_batch
-from catopt_xp.saving import RunState, environment, save_run
+from catopt_xp.saving import RunState, changes, environment, save_run
+from catopt_xp.signals import Signals
+from catopt_xp.storage import check_pools
 from catopt_xp.version import __version__
 
 
@@ -66,16 +69,20 @@ class Run:
             self.plan.accumulate,
             self.plan.schedule_by == "step",
             self.plan.checkpoint_every_steps,
+            m=job.train_set.m,
         )
         samples, targets = job.train_set.samples, job.train_set.targets
+        self.stream = job.train_set if isinstance(job.train_set, StreamedSet) else None
         parts = job.device_model, job.device_optimizer, samples, targets, job.backend, settings
         if job.ranks.size > 1:
             with job.ranks.agreed():
                 self.engine, self.engine_reason = rank_engine(job.ranks, self.plan.engine, *parts)
         else:
             self.engine, self.engine_reason = choose_engine(self.plan.engine, *parts)
+        check_pools(job.train_set, job.batch_size, self.engine.reach)
         self.callbacks: list[Callback] = list(self.plan.callbacks)
-        self.weights_are_read = any(getattr(callback, "needs_weights", True) for callback in self.callbacks)
+        needed = any(getattr(callback, "needs_weights", True) for callback in self.callbacks)
+        self.weights_are_read = job.ranks.any(needed)  # by any rank: all gather them
         if self.plan.early_stopping is not None:
             self.callbacks.insert(0, EarlyStopping(self.plan.early_stopping))
         self.early_stopping = next((c for c in self.callbacks if isinstance(c, EarlyStopping)), None)
@@ -84,7 +91,6 @@ class Run:
             every, every_steps = self.plan.checkpoint_every, self.plan.checkpoint_every_steps
             keeps = job.ranks.rank == 0
             self.checkpointing = Checkpointing(self.plan.checkpoint_path, every, every_steps, self._notice, keeps)
-            self.callbacks.append(self.checkpointing)  # the last, so that it sees whether another ends the run
         self.position = RunState()
         self.environment = environment(job.backend, self.engine.name, self.engine.versions())
 
@@ -92,14 +98,17 @@ class Run:
 
     def train(self) -> Run:
         """Trains to the end; the caller's model and optimizer carry the values however it ends."""
-        self._announce()
-        with self.job.backend.activate():
+        dev_set = nullcontext() if self.job.dev_set is None else closing(self.job.dev_set)
+        with self._together(), self.job.backend.activate(), closing(self.job.train_set), dev_set:
+            self._check_same_arguments()
+            with self.job.ranks.agreed():
+                self._announce()
             self._train()
         draws = self.plan.plot_mini_batch and self.job.ranks.rank == 0
         if draws and self.plan.checkpoint_path is not None and self.history.mini_batch_loss:
             picture = self.plan.checkpoint_path.with_name(f"{self.plan.model_name}_mini_batch.png")
             plot_mini_batch(dataclasses.asdict(self.history), picture)
-        self._say(self.history.time_table())
+        self._say(self.history.time_table(resumed=self.job.checkpoint is not None))
         return self
 
     def _train(self) -> None:
@@ -107,13 +116,14 @@ class Run:
             if self.early_stopping is not None:
                 self.early_stopping.reset()
             if self.job.checkpoint is not None:
-                self._resume()
+                with self.job.ranks.agreed():
+                    self._resume()
             self.history.run = self._describe()
             for stage, seconds in self.job.timings.items():
                 self.history.timings[stage] += seconds
             # An overflow ends in a loss that is not finite, which is said with its epoch and step.
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"), self._ended():
-                with _Signals() as signals, self._together():
+                with Signals() as signals, self._together():
                     self._epochs(signals)
                 self.engine.settle()
                 if self.early_stopping is not None and self.early_stopping.best is not None:
@@ -123,14 +133,15 @@ class Run:
             self.engine.settle()
             self._copy_back()
 
-    def _epochs(self, signals: _Signals) -> None:
+    def _epochs(self, signals: Signals) -> None:
         start, end = self.position.epoch, self.plan.total_epoch
         if start >= end:
             self._notice(f"epoch {start} of {end} is reached already: nothing is left to train")
         elif self.early_stopping is not None and self.early_stopping.exhausted:
             self._notice(f"early stopping ended this run after epoch {start - 1}: nothing is left to train")
             return
-        shown = sys.stderr.isatty() if self.plan.progress is None else self.plan.progress
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        shown = terminal if self.plan.progress is None else self.plan.progress
         with tqdm(total=end, initial=min(start, end), unit="epoch", disable=not shown, leave=False) as bar:
             for epoch in range(start, end):
                 self._epoch(epoch, signals)
@@ -145,15 +156,18 @@ class Run:
                 state.last = last or received
                 for callback in self.callbacks:
                     callback.on_epoch(state)
+                state.stop = self.job.ranks.any(state.stop)
+                if self.checkpointing is not None:  # the last, so that it sees whether another ends the run
+                    self.checkpointing.on_epoch(state)
                 bar.update()
                 # A signal that comes while the checkpoint is being written is for the next step.
                 if received or (self.checkpointing is None and self.job.ranks.any(signals.received)):
                     self._interrupt()
-                if self.job.ranks.any(state.stop):
+                if state.stop:
                     self._say(f"stopped after epoch {epoch}, as a callback asked")
                     break
 
-    def _epoch(self, epoch: int, signals: _Signals) -> None:
+    def _epoch(self, epoch: int, signals: Signals) -> None:
         """One pass over the set, from wherever a checkpoint left it."""
         engine, optimizer, place, saving = self.engine, self.job.device_optimizer, self.position, self.checkpointing
         order, following = (self._order(e) if e < self.plan.total_epoch else None for e in (epoch, epoch + 1))
@@ -161,9 +175,10 @@ class Run:
         optimizer.epoch = epoch
         learning_rate = optimizer.learning_rate
         started = time.perf_counter() - place.seconds
-        for done in engine.steps(epoch, order, place.batches, following):
+        asked = epoch, order, place.batches, following
+        for done in engine.steps(*asked) if self.stream is None else self.stream.steps(engine, *asked):
             due = saving is not None and saving.falls_on(self._updates(epoch, done))
-            stopped = engine.agreed(signals.received)
+            stopped = engine.stops(signals.received)
             if (stopped or due) and done < engine.batches:
                 losses, before = self._losses(place)[:done], time.perf_counter()
                 self._check_losses(epoch, learning_rate, losses)
@@ -181,7 +196,13 @@ class Run:
         self._record(epoch, learning_rate, losses, seconds)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        return epoch_order(self.engine.samples.shape[0], epoch, self.plan.seed, self.plan.shuffle)
+        """Of the rows of `samples`, which are places where the set is streamed."""
+        how = epoch, self.plan.seed, self.plan.shuffle
+        if self.stream is not None:
+            return self.stream.order(epoch)
+        if self.job.window is not None:
+            return window_order(self.engine.m, self.job.window, *how)
+        return epoch_order(self.engine.m, *how)
 
     def _updates(self, epoch: int, done: int) -> int:
         """Those of the whole run, when `done` batches of this epoch are done."""
@@ -225,6 +246,13 @@ class Run:
                 errors.append(error)
         return errors
 
+    def _check_same_arguments(self) -> None:
+        """Ranks that were asked for other runs would wait for one another in other places."""
+        plan = self.plan
+        asked = plan.total_epoch, plan.checkpoint_every, plan.checkpoint_every_steps, plan.early_stopping
+        told = json.dumps([self._describe(), *asked, plan.save_dir is None], default=repr)
+        self.job.ranks.check_same(told.encode(), "arguments")
+
     @contextmanager
     def _together(self) -> Iterator[None]:
         """What ends this rank alone ends all: they would wait for it."""
@@ -240,7 +268,7 @@ class Run:
     def _losses(self, place: RunState) -> np.ndarray[Any, Any]:
         """This epoch's losses, those from before a resumption included."""
         losses = self.engine.fetch_losses()
-        self.job.ranks.check_same(losses, f"losses in epoch {self.position.epoch}")
+        self.job.ranks.check_same(losses.tobytes(), f"losses in epoch {self.position.epoch}")
         if place.batches:
             losses[: place.batches] = place.losses
         return losses
@@ -252,7 +280,9 @@ class Run:
         history.seconds.append(seconds)
         history.train_loss.append(float(np.average(losses.astype(np.float64), weights=self.engine.lengths)))
         history.mini_batch_loss.extend(losses.tolist())
-        history.timings["train"] += seconds
+        waited = 0.0 if self.stream is None else self.stream.take_waited()
+        history.timings["wait"] += waited
+        history.timings["train"] += seconds - waited
 
     def _check_losses(self, epoch: int, learning_rate: float, losses: np.ndarray[Any, Any]) -> None:
         if np.isfinite(losses).all():
@@ -271,7 +301,7 @@ class Run:
     def _evaluate(self, epoch: int) -> None:
         with self.history.stage("evaluate"):
             history, job = self.history, self.job
-            accuracy, loss = self.engine.evaluate(job.train_set.samples, job.train_set.targets)
+            accuracy, loss = job.ranks.from_first(self.engine.evaluate(*job.train_set.whole))
             if not np.isfinite(loss):  # an epoch's last update is seen by no mini-batch loss of it
                 raise self._diverged(f"the cost is {loss} after epoch {epoch}", history.learning_rate[-1])
             history.eval_epoch.append(epoch)
@@ -279,7 +309,7 @@ class Run:
             history.full_train_loss.append(loss)
             text = f"epoch {epoch:4d}: cost {loss:.4f}, accuracy {accuracy:.1%}"
             if job.dev_set is not None:
-                accuracy, loss = self.engine.evaluate(job.dev_set.samples, job.dev_set.targets)
+                accuracy, loss = job.ranks.from_first(self.engine.evaluate(*job.dev_set.whole))
                 history.dev_accuracy.append(accuracy)
                 history.dev_loss.append(loss)
                 text += f"; dev cost {loss:.4f}, accuracy {accuracy:.1%}"
@@ -314,41 +344,33 @@ class Run:
         assert checkpoint is not None
         place = checkpoint.run_state()
         self.history = checkpoint.history()
-        self._compare(place)
+        for text in changes(place, self.history.run, self._describe(), self.environment):
+            self._notice(text)
         checkpoint.load_into(job.device_model, job.device_optimizer)
         if self.early_stopping is not None and place.early_stopping:
             try:
                 self.early_stopping.load(place.early_stopping, place.best or {}, job.device_model.save())
             except (KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{checkpoint.path}: early stopping cannot go on ({error})") from error
-        self.position, self.checkpoint = place, checkpoint.path
+        self._judge_by_what_there_is()
+        self.position, self.checkpoint = place, npz_path(checkpoint.path)
         if self.checkpointing is not None:
             self.checkpointing.written = checkpoint.path
         self._notice(f"going on from {checkpoint.path}, at epoch {place.epoch}, batch {place.batches}")
 
-    def _compare(self, place: RunState) -> None:
-        then, now = self.history.run, self._describe()
-        ordering = ("seed", "shuffle", "batch_size", "drop_last", "accumulate", "m", "n_x")
-        changed = [k for k in ordering if k in then and then[k] != now[k]]
-        if changed and place.batches:
-            told = ", ".join(f"{k} {then[k]}" for k in changed)
-            raise ValueError(
-                f"the checkpoint stands within epoch {place.epoch}, which can only go on as it began: give {told}"
-            )
-        changed += [k for k in ("optimizer", "options", "schedule_by", "data") if k in then and then[k] != now[k]]
-        model_then, model_now = then.get("model", {}), now["model"]
-        if model_then and model_now and model_then["activation_func"] != model_now["activation_func"]:
-            kept, given = (", ".join(model["activation_func"]) for model in (model_then, model_now))
-            raise ValueError(
-                f"the checkpoint's network has the activations {kept}, the model that was given has {given}"
-            )
-        if model_then and model_then != model_now:  # the seed too counts: dropout masks are drawn from it
-            changed.append("model")
-        for k in changed:
-            self._notice(f"the checkpoint was trained with {k} {then[k]}, this run goes on with {now[k]}")
-        differs = [f"{k} {v}" for k, v in place.environment.items() if self.environment.get(k) != v]
-        if differs:
-            self._notice(f"the checkpoint was written with {', '.join(differs)}: the bits that follow will differ")
+    def _judge_by_what_there_is(self) -> None:
+        """A dev set that is new, or gone, since the checkpoint: the history fits what follows."""
+        history, has = self.history, self.job.dev_set is not None
+        had = bool(history.dev_loss)
+        if has == had or not history.eval_epoch:
+            return
+        unknown = [math.nan] * len(history.eval_epoch) if has else []
+        history.dev_loss, history.dev_accuracy = list(unknown), list(unknown)
+        told = "has a dev set, the checkpoint had none" if has else "has no dev set, the checkpoint had one"
+        self._notice(f"this run {told}: its costs before are {'unknown' if has else 'dropped'}")
+        if self.early_stopping is not None:
+            self.early_stopping.reset()
+            self._notice("early stopping begins anew, as it judges by other costs")
 
     def _interrupt(self) -> None:
         where = f"epoch {self.position.epoch}, batch {self.position.batches}"
@@ -376,8 +398,9 @@ class Run:
             "data": job.dataset.name,
             "classes": list(job.dataset.classes),
             "img_shape": None if job.dataset.img_shape is None else list(job.dataset.img_shape),
-            "m": int(job.train_set.samples.shape[0]),
+            "m": job.train_set.m,
             "n_x": job.n_x,
+            "window": job.window,
             "batch_size": job.batch_size,
             "total_epoch": plan.total_epoch,
             "print_interval": plan.print_interval,
@@ -391,9 +414,11 @@ class Run:
     def _announce(self) -> None:
         device, reason = self.job.backend.device, self.job.backend.reason
         self._say(f"catopt_xp {__version__} on {device} ({reason}), engine {self.engine.name} ({self.engine_reason})")
-        m, ranks = self.job.train_set.samples.shape[0], self.job.ranks
-        shared = f", spread over {ranks.size} ranks" if ranks.size > 1 else ""
-        self._say(f"data: {self.job.dataset.name}, {m} samples of {self.job.n_x} features{shared}")
+        m, ranks, stream = self.job.train_set.m, self.job.ranks, self.stream
+        how = f", spread over {ranks.size} ranks" if ranks.size > 1 else ""
+        if stream is not None:
+            how = f", streamed in windows of {stream.window} rows ({size_text(stream.stored_bytes)} in memory)"
+        self._say(f"data: {self.job.dataset.name}, {m} samples of {self.job.n_x} features{how}")
         for notice in self.job.notices:
             self._say(f"note: {notice}")
 
@@ -407,30 +432,3 @@ class Run:
 
 def _do_nothing(state: TrainState) -> None:
     """Stands in for the `on_end` that a callback does not have."""
-
-
-class _Signals:
-    """Turns the first Ctrl-C or SIGTERM into a flag, read between steps; a second Ctrl-C stops at once."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                previous = signal.signal(number, self._receive)
-                # A handler that was not set from Python is None here, and cannot be put back: the default is.
-                self._previous[number] = signal.SIG_DFL if previous is None else previous
-        return self
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = True
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)

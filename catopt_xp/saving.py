@@ -46,6 +46,42 @@ def environment(backend: Backend, engine: str, versions: Mapping[str, str] | Non
     return here | backend.versions() | dict(versions or {})
 
 
+def changes(
+    place: RunState, then: Mapping[str, Any], now: Mapping[str, Any], environment: Mapping[str, str]
+) -> list[str]:
+    """What differs in a run that goes on from `place`, a line each; ValueError where it cannot go on like that.
+
+    `then`, `now`: how the run of the checkpoint and this one are described; `environment`: this one's.
+    """
+    ordering = ("seed", "shuffle", "batch_size", "drop_last", "accumulate", "m", "n_x")
+    changed = [k for k in ordering if k in then and then[k] != now[k]]
+    windowed = bool(then) and then.get("window") != now["window"]  # it began without windows
+    if windowed and place.batches:
+        raise ValueError(
+            f"the checkpoint stands within epoch {place.epoch}, whose order has no windows, and can only go on with the"
+            " set in memory: give a larger memory_limit"
+        )
+    if changed and place.batches:
+        told = ", ".join(f"{k} {then[k]}" for k in changed)
+        raise ValueError(
+            f"the checkpoint stands within epoch {place.epoch}, which can only go on as it began: give {told}"
+        )
+    changed += [k for k in ("optimizer", "options", "schedule_by", "data") if k in then and then[k] != now[k]]
+    model_then, model_now = then.get("model", {}), now["model"]
+    if model_then and model_now and model_then["activation_func"] != model_now["activation_func"]:
+        kept, given = (", ".join(model["activation_func"]) for model in (model_then, model_now))
+        raise ValueError(f"the checkpoint's network has the activations {kept}, the model that was given has {given}")
+    if model_then and model_then != model_now:  # the seed too counts: dropout masks are drawn from it
+        changed.append("model")
+    texts = [f"the checkpoint was trained with {k} {then[k]}, this run goes on with {now[k]}" for k in changed]
+    if windowed:
+        texts.append(f"the checkpoint was trained in memory, this run streams in windows of {now['window']} rows")
+    differs = [f"{k} {v}" for k, v in place.environment.items() if environment.get(k) != v]
+    if differs:
+        texts.append(f"the checkpoint was written with {', '.join(differs)}: the bits that follow will differ")
+    return texts
+
+
 def save_run(
     model: BaseRegressionModel, optimizer: BaseOptimizer, filename: str | os.PathLike[str], state: RunState
 ) -> Path:

@@ -63,6 +63,7 @@ def train(
     strict_device: bool | None = None,
     engine: str = "auto",
     threads: int | None = None,
+    memory_limit: int | str | None = None,
     seed: int = 0,
     shuffle: str = "epoch",
     drop_last: bool = False,
@@ -93,9 +94,9 @@ def train(
         "epoch", or "step" for a schedule that is asked with a fractional epoch.
     On what
         `X`: (n_x, m), uint8 pixels (seen as X/255) or numbers, with `Y`: (1, m) of 0 and 1, or class numbers for a
-        softmax output; `dev_X`, `dev_Y` alike. Or `data`: a folder of photographs, an `.npz` file, `(X, Y)`,
-        `(X, Y, dev_X, dev_Y)`, or a DataSet; `img_shape` (width, height), `train_size`, `dev_size` (per class) and
-        `on_error` ("raise" or "skip" a broken photograph) go with it.
+        softmax output; `dev_X`, `dev_Y` alike. Or `data`: a folder of photographs, an `.npz` file, rows in a `.npy`
+        file with their labels in `NAME_labels.npy`, `(X, Y)`, `(X, Y, dev_X, dev_Y)`, or a DataSet; `img_shape` (width,
+        height), `train_size`, `dev_size` (per class) and `on_error` ("raise" or "skip" a broken photograph) go with it.
     How
         `total_epoch`: the epoch at which training ends, resumed or not. `batch_size`: 1 to m, more means m; "auto"
         measures, so that the size may differ from machine to machine. `shuffle`: "epoch" (a new order every epoch),
@@ -104,8 +105,12 @@ def train(
         `device`, `strict_device`: as for `get_backend`. `engine`: "auto", the fastest that can run this; "plain", the
         formulas batch by batch; "panels", the fused step of a CPU (needs numba). `threads`: at most so many (None:
         OMP_NUM_THREADS or NUMBA_NUM_THREADS where they are set, else one per processor, shared among ranks).
+        `memory_limit`: bytes, or a text such as "500MB", of which the set takes half at most (None: what is free); a
+        set that is larger, and lies in rows in a memory-mapped file, is streamed from there in windows, and shuffled
+        within pools of two windows.
         `comm`: a communicator of mpi4py, over whose processes the features are spread (None: this process alone). All
-        make this call alike, with one result; the first one alone prints and writes.
+        make this call alike, with one result; the first one alone prints and writes. Callbacks are called on each rank
+        that has them; `state.save` is for all ranks or none, and an exception in a callback of one rank ends all.
     What is kept
         `save_dir`: folder of `{model_name}_latest.npz` (None: nothing is saved), written every `checkpoint_every`
         epochs (None: when evaluated), every `checkpoint_every_steps` steps, and at the end. `recover_from`: a
@@ -133,7 +138,8 @@ def train(
     with ranks.agreed():
         plan = Plan(**arguments)
     plan.verbose = plan.verbose and ranks.rank == 0
-    with limited_threads(plan.threads if plan.threads or ranks.size == 1 else ranks.threads()):
+    share = None if ranks.size == 1 else ranks.threads()
+    with limited_threads(plan.threads or share):
         with ranks.agreed():
             job = prepare(plan, ranks)
         return _result(Run(job).train())

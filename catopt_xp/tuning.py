@@ -60,7 +60,7 @@ def tune(batch_sizes: Sequence[int] = (), **arguments: Any) -> Tuning:
         raise ValueError("tune measures this process alone; leave comm out")
     with limited_threads(plan.threads):
         job = prepare(plan)
-        m = job.train_set.samples.shape[0]
+        m = job.train_set.m
         thumb, why = rule_of_thumb(m)
         sizes = [*CANDIDATES, *batch_sizes, *([thumb] if m < SMALL_SET else [])]
         with job.backend.activate():

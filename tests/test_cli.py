@@ -418,7 +418,8 @@ def test_a_set_of_other_classes_or_size_is_refused(
     assert train(photographs, folder, "--img-shape", "2x2", "--quiet") == 0
     checkpoint = str(folder / "model_latest.npz")
     words = ["evaluate", checkpoint, "--data", str(photographs), "--img-shape", "3x3"]
-    assert "12" in failed(words, capsys)
+    assert "--img-shape 3x3: pictures of 27 values, the network of" in refused(words, capsys)
+    assert "takes 12" in refused(["train", "--recover-from", checkpoint, *words[2:]], capsys)
     for name in ("cats", "dogs"):
         for part in ("training_set", "test_set"):
             (photographs / part / name).rename(photographs / part / f"little {name}")

@@ -28,7 +28,7 @@ class Alone:
 
     def __init__(self, rank: int, size: int) -> None:
         self.Get_rank, self.Get_size = (lambda: rank), (lambda: size)
-        self.Allgatherv = self.allgather = None
+        self.Allgatherv = self.Alltoallv = self.allgather = self.bcast = self.Abort = None
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 13])
@@ -250,7 +250,7 @@ def test_more_ranks_than_panels_end_in_one_line(tmp_path: Path) -> None:
     done = run(4, ["-m", "catopt_xp", "train", "--img-shape", "16x16", "--distributed", "--save-dir", str(tmp_path)])
     assert done.returncode == 1
     assert [line for line in done.stderr.splitlines() if "error" in line] == [
-        "catopt-xp: error: 4 ranks are too many, as 768 features are 1 panels of 1024: start at most 1"
+        "catopt-xp: error: 4 ranks are too many, as 768 features are 1 panel of 1024: start at most 1"
     ]
 
 
@@ -275,22 +275,84 @@ catopt_xp.train(X=X, Y=Y, comm=comm, total_epoch=10**6, seed=epoch, save_dir=Non
 """
 
 
+ONE_DIFFERS = """
+import time
+import numpy as np
+import catopt_xp
+X = np.random.default_rng(0).random((4096, 40), dtype=np.float32)
+Y = np.arange(40).reshape(1, -1) % 2
+how, folder = sys.argv[1], sys.argv[2]
+class Look:
+    def on_epoch(self, state):
+        if how == "brake" and comm.rank == 1:
+            state.stop = True
+        if how == "save survives":
+            try:
+                state.save("/dev/full/nowhere" if state.epoch == 1 else folder + "/own.npz")
+            except OSError:
+                pass
+options = {"total_epoch": 4, "batch_size": 8, "print_interval": 1}
+if how == "batch size" and comm.rank == 1:
+    options["batch_size"] = 16
+if how == "dev set":
+    options |= {"dev_X": X[:2048], "dev_Y": Y}
+looks = [] if how == "one looks" and comm.rank else [Look()]
+try:
+    result = catopt_xp.train(
+        X=X, Y=Y, comm=comm, save_dir=folder, callbacks=looks, verbose=False, **options
+    )
+    say(["trained", len(result.history.epoch)])
+except (ValueError, OSError) as error:
+    say([type(error).__name__, str(error)])
+"""
+
+
+@pytest.mark.parametrize("how", ["brake", "one looks", "save survives"])
+def test_what_callbacks_of_one_rank_do_is_done_by_all(how: str, tmp_path: Path) -> None:
+    said = answers(2, ONE_DIFFERS, how, str(tmp_path), seconds=60)
+    assert said == [["trained", 1 if how == "brake" else 4]] * 2
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("batch size", "rank 1 has other arguments than rank 0: start all ranks with the same arguments"),
+        ("dev set", "dev_X has 2048 features, X has 4096"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_on_every_rank(how: str, told: str, tmp_path: Path) -> None:
+    for kind, text in answers(2, ONE_DIFFERS, how, str(tmp_path), seconds=60):
+        assert kind in ("ValueError", "RankError")
+        assert told in text
+
+
+def test_a_rank_that_decodes_nothing_of_its_share_takes_part(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (tmp_path / "training_set" / name).mkdir(parents=True)
+        for k in range(6):
+            file = tmp_path / "training_set" / name / f"{k}.png"
+            Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(file)
+    for k in range(3):
+        (tmp_path / "training_set" / "cats" / f"{k}.png").write_bytes(b"no picture")
+    one = answers(1, PHOTOGRAPHS.replace("dev_loss", "train_loss"), str(tmp_path), "skip")
+    assert answers(4, PHOTOGRAPHS.replace("dev_loss", "train_loss"), str(tmp_path), "skip") == one * 4
+
+
 @pytest.mark.parametrize(
     ("where", "told"),
     [
         ("data", "rank 1 of 3: ValueError: X is not finite at feature"),
         ("arguments", "rank 1 of 3: ValueError: X has 40 samples and Y has 39"),
         ("training", "error on rank 1 of 3: the machine is on fire"),
-        ("seed", "rank 1 has other losses in epoch 0 than rank 0: start all ranks with the same arguments"),
+        ("seed", "rank 1 has other arguments than rank 0: start all ranks with the same arguments"),
     ],
 )
 def test_what_fails_on_one_rank_ends_all(where: str, told: str) -> None:
     program = "import sys\nfrom mpi4py import MPI\ncomm = MPI.COMM_WORLD\n" + ONE_FAILS
-    started = time.monotonic()
-    done = run(3, ["-c", program, where, "5"], seconds=30)
+    done = run(3, ["-c", program, where, "5"], seconds=60)
     assert done.returncode != 0
     assert told in done.stderr
-    assert time.monotonic() - started < 25
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
@@ -336,9 +398,7 @@ def assert_goes_on_as_if_nothing_had_been(folder: Path, tmp_path: Path) -> None:
 def test_a_rank_that_is_killed_ends_all_and_leaves_the_checkpoint(victim: int, tmp_path: Path) -> None:
     with begun(tmp_path / "runs") as process:
         os.kill(children(process)[victim], signal.SIGKILL)
-        killed = time.monotonic()
         process.communicate(timeout=10)
-        assert time.monotonic() - killed < 10
     assert process.returncode != 0
     assert_goes_on_as_if_nothing_had_been(tmp_path / "runs", tmp_path)
 

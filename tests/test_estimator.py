@@ -27,7 +27,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import catopt_xp
 from catopt_xp import estimator_arrays
-from catopt_xp.backend import DeviceError, get_backend
+from catopt_xp.backend import DeviceError, NumpyBackend, get_backend
 from catopt_xp.devices import DeviceFallbackWarning
 from catopt_xp.engines import PlainEngine, Settings
 from catopt_xp.estimator import MLPClassifier, MLPRegressor
@@ -389,3 +389,25 @@ def test_the_last_epoch_is_said_to_be_the_last() -> None:
         small(solver="lbfgs", max_iter=2).fit(X, Y)
     with pytest.warns(UserWarning, match="^batch_size is 400 and there are 150 samples: 150 is taken$"):
         small(batch_size=400).fit(X, Y)
+
+
+def test_where_samples_find_no_room_the_fit_before_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = load_iris(return_X_y=True)
+    model = MLPClassifier((8,), max_iter=3, random_state=0, device="cpu").fit(X, y)
+    before = model.predict_proba(X[:9])
+
+    def no_room(*arguments: Any, **options: Any) -> Any:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NumpyBackend, "asarray", no_room)
+        with pytest.raises(MemoryError, match="no room"):
+            model.fit(X, y)
+    assert np.array_equal(model.predict_proba(X[:9]), before)
+
+
+def test_the_network_of_a_weighted_fit_takes_labels_without_weights() -> None:
+    X, y = load_iris(return_X_y=True)
+    model = MLPClassifier((8,), max_iter=3, random_state=0).fit(X, y, np.arange(1.0, 151.0))
+    accuracy = model.network_.evaluate(X.T, y.reshape(1, -1))
+    assert accuracy == model.score(X, y)

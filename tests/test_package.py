@@ -34,11 +34,11 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOU
 
 # A new module enters this table. Imports go to lower floors; a name that ends with a dot stands for the whole folder.
 FLOORS = {
-    0: "version files backend devices machine threads timers schedules averages",
+    0: "version files signals backend devices machine threads timers signals schedules averages",
     1: "functional layout parameters blocks checkpoint labels plots figures estimator_arrays estimator_labels",
     2: "data data. network base_optimizer optim",
     3: "engines engines. distributed history callbacks logs saving batch_size",
-    4: "plan job running training estimator_rules estimator_training estimator_lbfgs",
+    4: "plan storage job running training estimator_rules estimator_training estimator_lbfgs",
     5: "bench bench. estimator estimator_fit experiments trained export flag_values flag_groups arguments ending"
     " run_files tuning",
     6: "cli __main__",
@@ -66,7 +66,10 @@ SIDEWAYS = {
     ("logs", "history"): "a log is of the history",
     ("saving", "history"): "a checkpoint holds the history",
     ("job", "plan"): "a job is a plan with everything that it needs",
+    ("job", "storage"): "where its sets lie",
+    ("storage", "plan"): "as the plan's memory limit says",
     ("running", "job"): "a run carries out a job",
+    ("running", "storage"): "and checks that an engine's steps find their rows",
     ("training", "job"): "train() prepares a job",
     ("training", "plan"): "of a plan",
     ("training", "running"): "and runs it",

@@ -18,6 +18,7 @@ from catopt_xp.checkpoint import CheckpointError, read_checkpoint, write_checkpo
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.history import History
+from catopt_xp.logs import CsvLog
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import Adam, make_optimizer
 from catopt_xp.running import Interrupted
@@ -425,3 +426,32 @@ def test_a_refused_checkpoint_changes_nothing_of_the_caller_s(stopped: Path) -> 
             fit(None, model=model, optimizer=optimizer, recover_from=edited(stopped, edit))
         assert np.array_equal(model.parameters.flat, before)
         assert (optimizer.steps, optimizer.epoch) == (0, 0)
+
+
+# --- another dev set ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("had", [True, False])
+def test_a_dev_set_that_comes_or_goes_leaves_a_history_that_fits(had: bool, tmp_path: Path) -> None:
+    X, Y = small_set()
+    dev = {"dev_X": X[:, :9], "dev_Y": Y[:, :9]}
+    first = fit(tmp_path, total_epoch=2, print_interval=1, **(dev if had else {}))
+    assert first.checkpoint is not None
+    log = tmp_path / "log.csv"
+    options: dict[str, Any] = {"recover_from": first.checkpoint, "print_interval": 1, "callbacks": [CsvLog(log)]}
+    result = fit(tmp_path, **options, **({} if had else dev))
+    history = History.from_json(result.history.to_json())
+    told = "has no dev set, the checkpoint had one" if had else "has a dev set, the checkpoint had none"
+    assert any(told in notice for notice in result.notices)
+    assert history.eval_epoch == [0, 1, 2, 3]
+    assert len(history.dev_loss) == (0 if had else 4)
+    assert np.isfinite(history.dev_loss[2:]).all()
+    assert len(History.from_csv(log).epoch) == 4
+
+
+def test_early_stopping_that_judges_by_another_cost_begins_anew(tmp_path: Path) -> None:
+    X, Y = small_set()
+    first = fit(tmp_path, total_epoch=2, print_interval=1, early_stopping=2, dev_X=X[:, :9], dev_Y=1 - Y[:, :9])
+    result = fit(tmp_path, total_epoch=12, print_interval=1, early_stopping=2, recover_from=first.checkpoint)
+    assert "early stopping begins anew, as it judges by other costs" in result.notices
+    assert result.history.epoch == list(range(12))  # the training cost falls throughout

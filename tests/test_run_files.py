@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,18 @@ def test_a_file_is_itself_and_a_folder_without_runs_is_said(tmp_path: Path) -> N
 
 def test_results_of_a_benchmark_are_told_from_histories(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
-    for content, expected in (('{"rows": []}', {"rows": []}), ('{"epoch": []}', None), ("[1]", None), ("rows", None)):
+    rows = {"rows": [{"batch_size": 8}]}
+    for content, expected in ((json.dumps(rows), rows), ('{"epoch": []}', None), ("[1]", None), ("rows", None)):
         file.write_text(content)
         assert read_benchmark(file) == expected
     file.write_bytes(b"\xff\x00rows")
     assert read_benchmark(file) is None
+    for content in ('{"rows": []}', '{"rows": 5}', '{"rows": [5]}'):
+        file.write_text(content)
+        with pytest.raises(
+            ValueError, match=r"bench\.json has no rows of a benchmark; give what catopt-xp"
+        ):
+            read_benchmark(file)
 
 
 def test_a_run_that_goes_on_is_read_while_it_does(tmp_path: Path) -> None:

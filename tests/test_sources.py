@@ -179,12 +179,12 @@ def test_wrong_npz_files_have_one_clear_line(tmp_path: Path, make: object, kind:
 
 
 def test_other_files_and_things_are_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", X)
-    with pytest.raises(ValueError, match=r"a\.npy: cannot be read as data; give a folder"):
-        load_data(tmp_path / "a.npy")
+    (tmp_path / "a.csv").write_text("1,2")
+    with pytest.raises(ValueError, match=r"a\.csv: cannot be read as data; give a folder"):
+        load_data(tmp_path / "a.csv")
     with pytest.raises(FileNotFoundError, match="no such folder of photographs"):
         load_data(tmp_path / "none")
-    with pytest.raises(TypeError, match=r"data: a folder, an \.npz file, .* expected, got 3 arrays"):
+    with pytest.raises(TypeError, match=r"data: a folder, an \.npz or \.npy file, .* expected, got 3 arrays"):
         load_data((X, Y, X))
     with pytest.raises(TypeError, match="got int"):
         load_data(7)  # type: ignore[arg-type]
@@ -211,3 +211,21 @@ def test_a_data_set_that_is_loaded_is_handed_on_and_left_alone() -> None:
     loaded = load_data(given, img_shape=(2, 2))
     assert (loaded.name, loaded.img_shape, given.img_shape) == ("mine", (2, 2), None)
     assert loaded.train_X is given.train_X
+
+
+def test_rows_in_an_npy_file_are_mapped_with_the_labels_beside_them(tmp_path: Path) -> None:
+    rows = np.arange(40, dtype=np.uint8).reshape(8, 5)
+    np.save(tmp_path / "a.npy", rows)
+    np.save(tmp_path / "a_labels.npy", np.arange(8) % 2)
+    data = load_data(tmp_path / "a.npy")
+    assert isinstance(data.train_X.base, np.memmap)
+    np.testing.assert_array_equal(data.train_X, rows.T)
+    np.testing.assert_array_equal(data.train_Y, (np.arange(8) % 2).reshape(1, 8))
+    assert data.dev_X is None
+    np.save(tmp_path / "a_dev.npy", rows[:2])
+    np.save(tmp_path / "a_dev_labels.npy", np.ones((1, 2)))
+    data = load_data(tmp_path / "a.npy")
+    assert (data.name, data.dev_X.shape, data.dev_Y.shape) == (str(tmp_path / "a.npy"), (5, 2), (1, 2))
+    (tmp_path / "a_dev_labels.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a_dev_labels\.npy: no such file, where the labels of"):
+        load_data(tmp_path / "a.npy")

@@ -248,7 +248,7 @@ def test_history_has_a_value_for_each_epoch_and_each_evaluation(interval: int) -
         history.dev_accuracy[-1],
         history.dev_loss[-1],
     )
-    assert set(history.timings) == {"read", "decode", "move", "train", "evaluate", "save"}
+    assert set(history.timings) == {"read", "decode", "move", "train", "wait", "evaluate", "save"}
     assert history.timings["train"] == pytest.approx(sum(history.seconds))
     assert History.from_json(history.to_json()) == history
 

@@ -67,6 +67,7 @@ def decode_images(
     if "" in files:  # which Path would take for the current folder
         raise DataArgumentError("files: an empty name, where the file of a photograph is expected")
     rows, broken = decode_files([Path(file) for file in files], checked_img_shape(img_shape), on_error, progress)
+    check_some_decoded([Path(file) for file in files], broken)
     warn_of_skipped(broken)
     return rows
 
@@ -120,9 +121,13 @@ def decode_files(
             f"the first remark: {one_line_of(remarks[0])}",
             stacklevel=3,
         )
+    return (np.delete(rows, list(broken), axis=0) if broken else rows), broken
+
+
+def check_some_decoded(files: Sequence[Path], broken: dict[int, str]) -> None:
+    """Raises ValueError where none of the files decodes."""
     if len(broken) == len(files):
         raise ValueError(next(iter(broken.values()), "no photographs given"))
-    return (np.delete(rows, list(broken), axis=0) if broken else rows), broken
 
 
 def one_line_of(remark: warnings.WarningMessage) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +12,7 @@ from catopt_xp.data.dataset import checked_whole
 
 SHUFFLES = ("epoch", "once", "none")
 _ORDER_STREAM = 1  # keeps these random numbers apart from those of weights and data splits with the same seed
+_WINDOW_STREAM = 5
 
 
 def epoch_order(m: int, epoch: int, seed: int = 0, shuffle: str = "epoch") -> NDArray[np.int64]:
@@ -27,14 +31,77 @@ def epoch_order(m: int, epoch: int, seed: int = 0, shuffle: str = "epoch") -> ND
     >>> epoch_order(4, epoch=3, shuffle="none")
     array([0, 1, 2, 3])
     """
+    m = checked_whole("m", m, 0)
+    rng = _generator(_ORDER_STREAM, epoch, seed, shuffle)
+    return np.arange(m, dtype=np.int64) if rng is None else rng.permutation(np.int64(m))
+
+
+def _generator(stream: int, epoch: int, seed: int, shuffle: str) -> np.random.Generator | None:
+    """The random numbers of an epoch's order; None where the rows stay as they are."""
     if shuffle not in SHUFFLES:
         raise ValueError(f'shuffle: {shuffle!r} is not known; use "epoch", "once" or "none"')
-    m, epoch, seed = (checked_whole(name, n, 0) for name, n in (("m", m), ("epoch", epoch), ("seed", seed)))
+    epoch, seed = checked_whole("epoch", epoch, 0), checked_whole("seed", seed, 0)
     if shuffle == "none":
-        return np.arange(m, dtype=np.int64)
+        return None
     # The list keeps one length: a seed sequence pads with zeros, so [seed, 1] would equal [seed, 1, 0].
-    entropy = [seed, _ORDER_STREAM, epoch if shuffle == "epoch" else 0]
-    return np.random.Generator(np.random.PCG64(entropy)).permutation(np.int64(m))
+    return np.random.Generator(np.random.PCG64([seed, stream, epoch if shuffle == "epoch" else 0]))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Two windows of neighbouring rows, as slices, and the order in which their rows are trained.
+
+    `order`: (rows in both,), a permutation of 0, 1, …: places in the windows, one after the other.
+    """
+
+    windows: tuple[slice, ...]
+    order: NDArray[np.int64]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The row numbers in the order of training."""
+        return np.concatenate([np.arange(part.start, part.stop) for part in self.windows])[self.order]
+
+
+def window_bounds(m: int, window: int) -> list[int]:
+    """Where windows of at most `window` of m rows begin, and m: an even number of them, as long as one another.
+
+    Their lengths differ by one row at most, so that no pool is much smaller than another: every pool can be read while
+    the one before it is trained.
+
+    >>> window_bounds(100, 30)
+    [0, 25, 50, 75, 100]
+    """
+    m, window = checked_whole("m", m, 1), checked_whole("window", window, 1)
+    count = 2 * -(-m // (2 * window))
+    return [m * k // count for k in range(count + 1)]
+
+
+def window_pools(m: int, window: int, epoch: int, seed: int = 0, shuffle: str = "epoch") -> list[Pool]:
+    """The pools of an epoch in the order of training: windows are shuffled, two neighbours then are a pool.
+
+    Arguments as for `epoch_order`; `window`: the most rows in a window. Raises ValueError as there.
+    """
+    rng = _generator(_WINDOW_STREAM, epoch, seed, shuffle)
+    windows = [slice(start, stop) for start, stop in itertools.pairwise(window_bounds(m, window))]
+    if rng is not None:
+        windows = [windows[k] for k in rng.permutation(len(windows))]
+    pools = []
+    for pair in zip(windows[::2], windows[1::2], strict=True):
+        count = sum(part.stop - part.start for part in pair)
+        pools.append(Pool(pair, np.arange(count, dtype=np.int64) if rng is None else rng.permutation(np.int64(count))))
+    return pools
+
+
+def window_order(m: int, window: int, epoch: int, seed: int = 0, shuffle: str = "epoch") -> NDArray[np.int64]:
+    """`epoch_order` for a set that is read in windows: rows are shuffled within pools of two windows alone.
+
+    `window`: the most rows in a window; the other arguments, what is returned and what is raised as for `epoch_order`.
+
+    >>> window_order(6, 2, epoch=0, shuffle="none")
+    array([0, 1, 2, 3, 4, 5])
+    """
+    return np.concatenate([pool.rows for pool in window_pools(m, window, epoch, seed, shuffle)])
 
 
 def batches(m: int, batch_size: int, drop_last: bool = False) -> list[slice]:

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from catopt_xp.data.cache import cache_file, load_rows, load_skipped, store_rows
 from catopt_xp.data.dataset import DataSet, check_on_error, checked_img_shape, checked_size, checked_whole
-from catopt_xp.data.decoding import decode_files, photograph_size, warn_of_skipped
+from catopt_xp.data.decoding import check_some_decoded, decode_files, photograph_size, warn_of_skipped
 
 DEFAULT_SHAPE = (224, 224)
 RECIPE = 2  # a change in how photographs are decoded takes the next number, so that no old cache file is read
@@ -232,6 +232,10 @@ def _by_name(root: Path) -> dict[str, list[Path]]:
 def _checked(root: Path, found: dict[str, list[Path]]) -> Classes:
     """Sort the classes, cats before dogs; raise ValueError where there are fewer than two."""
     if not found:
+        loose = _photographs_in(root)
+        if loose:
+            told = f"nothing says which class a photograph is of ({loose[0].name})"
+            raise ValueError(f"{root}: {told}; expected {_LAYOUTS}")
         raise ValueError(f"{root}: no photographs ({', '.join(ENDINGS)}) found; expected {_LAYOUTS}")
     if len(found) == 1:
         raise ValueError(f"{root}: only one class with photographs found ({next(iter(found))}); two or more are needed")
@@ -286,6 +290,7 @@ def _read_rows(
     timings = {"read": time.perf_counter() - started, "decode": 0.0}
     if rows is None:
         rows, broken = decode(files, shape, on_error, progress)
+        check_some_decoded(files, broken)
         timings["decode"] = time.perf_counter() - started
         if cache:
             rows = store_rows(file, rows, broken)

@@ -25,6 +25,19 @@ class ResidentSet:
     targets: Array
     notices: list[str] = field(default_factory=list)
 
+    @property
+    def m(self) -> int:
+        """Samples in the set."""
+        return int(self.samples.shape[0])
+
+    @property
+    def whole(self) -> tuple[Any, Array]:
+        """What an engine evaluates: all samples, and all targets."""
+        return self.samples, self.targets
+
+    def close(self) -> None:
+        """Ends what goes on in the background; here that is nothing."""
+
 
 def make_resident(
     X: Any, Y: Any, backend: Backend, *, n_x: int | None, output: str, units: int, dtype: str, name: str = "X"
@@ -36,20 +49,21 @@ def make_resident(
     unless it is uint8; `name`: X or dev_X, for messages.
     Raises TypeError or ValueError saying what is wrong and where.
     """
+    source = backend_of(X)
+    X = source.asarray(X)
+    labels = labels_of(X, Y, n_x, name)
+    samples, notices = _sample_major(X, dtype, source, name)
+    notices += _check_values(samples, source, name)
+    targets = check_labels(labels, output, units, dtype, name.replace("X", "Y"))
+    return ResidentSet(backend.asarray(samples), backend.asarray(targets), notices)
+
+
+def labels_of(X: Array, Y: Any, n_x: int | None, name: str) -> np.ndarray[Any, Any]:
+    """Y as a host array (·, m), one label for each sample of X (n_x, m). Raises ValueError where shapes do not fit."""
     labels_name = name.replace("X", "Y")
     if Y is None:
         raise ValueError(f"{name} is given without {labels_name}; pass both")
     labels = as_rows(Y)
-    source = backend_of(X)
-    X = source.asarray(X)
-    _check_shape(X, labels, n_x, name, labels_name)
-    samples, notices = _sample_major(X, dtype, source, name)
-    notices += _check_values(samples, source, name)
-    targets = check_labels(labels, output, units, dtype, labels_name)
-    return ResidentSet(backend.asarray(samples), backend.asarray(targets), notices)
-
-
-def _check_shape(X: Array, labels: np.ndarray[Any, Any], n_x: int | None, name: str, labels_name: str) -> None:
     if X.ndim != 2:
         raise ValueError(f"{name} has shape {tuple(X.shape)}; give (n_x, m), a sample in each column")
     turned = f"; samples go in columns: pass {name}.T" if X.shape[0] in labels.shape else ""
@@ -59,6 +73,7 @@ def _check_shape(X: Array, labels: np.ndarray[Any, Any], n_x: int | None, name: 
         raise ValueError(f"{name} has shape {tuple(X.shape)}: there is nothing to train on")
     if n_x is not None and X.shape[0] != n_x:
         raise ValueError(f"{name} has {X.shape[0]} features, the network takes {n_x}")
+    return labels
 
 
 def _sample_major(X: Array, dtype: str, source: Backend, name: str) -> tuple[Array, list[str]]:

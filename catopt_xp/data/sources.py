@@ -1,4 +1,4 @@
-"""One call for every kind of data: the built-in drawings, a folder of photographs, an .npz file, arrays.
+"""One call for every kind of data: the built-in drawings, a folder of photographs, an .npz or .npy file, arrays.
 
 Floor F2.
 """
@@ -36,7 +36,9 @@ def load_data(
     """Load the data of a run.
 
     data: None, the built-in drawn cats and dogs; a folder of photographs (see `get_photograph_set`); an .npz
-    file with X, Y and, if there is a dev set, dev_X and dev_Y; the arrays (X, Y) or (X, Y, dev_X, dev_Y); or a
+    file with X, Y and, if there is a dev set, dev_X and dev_Y; an .npy file of rows (m, n_x), NAME.npy, which is mapped
+    into memory, with NAME_labels.npy, (m,) or (·, m), beside it, and, if there is a dev set, NAME_dev.npy and
+    NAME_dev_labels.npy; the arrays (X, Y) or (X, Y, dev_X, dev_Y); or a
     DataSet, which is loaded already.
     X is (n_x, m), Y (1, m).
     img_shape: (width, height) in pixels, for pictures. train_size, dev_size: pictures per class; None is all
@@ -55,7 +57,9 @@ def load_data(
     """
     check_on_error(on_error)
     if isinstance(data, str) and not data:  # which Path would take for the current folder
-        raise DataArgumentError("data is empty; give a folder of photographs or an .npz file, or None for the drawings")
+        raise DataArgumentError(
+            "data is empty; give a folder of photographs, an .npz or .npy file, or None for the drawings"
+        )
     if data is None:
         sizes = 1000 if train_size is None else train_size, 200 if dev_size is None else dev_size
         return get_drawn_set(img_shape or DEFAULT_SHAPE, *sizes, seed=seed, progress=progress)
@@ -69,14 +73,16 @@ def load_data(
             " hand them over"
         )
     if isinstance(data, str | os.PathLike):
-        loaded = _load_npz(Path(data))
+        loaded = (_load_npy if Path(data).suffix.lower() == ".npy" else _load_npz)(Path(data))
     elif isinstance(data, DataSet):
         loaded = dataclasses.replace(data)
     elif isinstance(data, tuple | list) and len(data) in (2, 4):
-        loaded = DataSet(*data)
+        arrays: list[Any] = [np.asarray(part) if isinstance(part, list) else part for part in data]
+        loaded = DataSet(*arrays)
     else:
         what = f"{len(data)} arrays" if isinstance(data, tuple | list) else type(data).__name__
-        raise TypeError(f"data: a folder, an .npz file, (X, Y), (X, Y, dev_X, dev_Y) or a DataSet expected, got {what}")
+        known = "a folder, an .npz or .npy file, (X, Y), (X, Y, dev_X, dev_Y) or a DataSet"
+        raise TypeError(f"data: {known} expected, got {what}")
     if img_shape is not None:
         loaded.img_shape = checked_img_shape(img_shape)
         width, height = loaded.img_shape
@@ -90,14 +96,57 @@ def load_data(
 
 
 def _is_array_file(path: Path) -> bool:
-    """Whether this is an .npz file rather than a folder; raises ValueError for another kind of file."""
+    """Whether this is an .npz or .npy file rather than a folder; raises ValueError for another kind of file."""
     if path.is_dir():
         return False
-    if path.suffix.lower() == ".npz":
+    if path.suffix.lower() in (".npz", ".npy"):
         return True
     if path.is_file():
-        raise ValueError(f"{path}: cannot be read as data; give a folder of photographs or an .npz file with X and Y")
+        raise ValueError(
+            f"{path}: cannot be read as data; give a folder of photographs, an .npz file with X and Y, or an .npy file"
+        )
     return False
+
+
+def _load_npy(path: Path) -> DataSet:
+    """Map rows and load their labels, and those of the dev set where there is one; never unpickles."""
+    started = time.perf_counter()
+    rows, labels = _rows_and_labels(path)
+    dev_path = path.with_name(f"{path.stem}_dev{path.suffix}")
+    dev_rows, dev_labels = _rows_and_labels(dev_path) if dev_path.is_file() else (None, None)
+    return DataSet(
+        rows.T,
+        labels,
+        None if dev_rows is None else dev_rows.T,
+        dev_labels,
+        name=str(path),
+        timings={"read": time.perf_counter() - started, "decode": 0.0},
+    )
+
+
+def _rows_and_labels(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Rows (m, n_x), mapped, and labels (·, m)."""
+    beside = path.with_name(f"{path.stem}_labels{path.suffix}")
+    for file in (path, beside):
+        if not file.is_file():
+            whose = "" if file == path else f", where the labels of {path} are expected: save them as (m,) numbers"
+            raise FileNotFoundError(f"{file}: no such file{whose}")
+    found = []
+    for file in (path, beside):
+        try:
+            array = np.load(file, mmap_mode="r" if file == path else None, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"{file}: cannot be read as an .npy file of numbers ({one_line(error)})") from error
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+            raise ValueError(f"{file}: must hold one array of numbers, such as np.save writes")
+        found.append(array)
+    rows, labels = found
+    if rows.ndim != 2:
+        raise ValueError(f"{path}: has shape {rows.shape}; it must be (m, n_x), a sample in each row")
+    labels = np.atleast_2d(labels)
+    if labels.ndim != 2 or labels.shape[1] != len(rows):
+        raise ValueError(f"{beside}: has shape {labels.shape}; {path} has {len(rows)} rows, and takes a label for each")
+    return rows, labels
 
 
 def _load_npz(path: Path) -> DataSet:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import warnings
 
 from catopt_xp.backend import Array, Backend
@@ -23,6 +24,7 @@ from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import Adam, BaseOptimizer, GradientDescent, Momentum, RMSProp
 from catopt_xp.parameters import dtype_name
+from catopt_xp.signals import Signals
 
 ENGINES = ("auto", "plain", "panels")
 LEAST_EPS = 1e-30  # the panel engine estimates quotients, for denominators that are well above the smallest floats
@@ -54,8 +56,11 @@ def choose_engine(
         raise ValueError(f'engine "panels" cannot run this: {obstacle}; leave engine at "auto"')
     if obstacle is None:
         assert isinstance(model, DeepNetwork)
-        for make in _panel_engines(model, backend, settings):
-            failure = check_failure(make, model, optimizer, samples, backend)
+        for make in _panel_engines(backend):
+            with Signals() as signals:  # numba loses an exception that comes while it compiles
+                failure = check_failure(make, model, optimizer, samples, backend, settings)
+            if signals.received:
+                raise KeyboardInterrupt
             if failure is None:
                 why = "as asked" if engine == "panels" else "the fastest that can run this"
                 return make(model, optimizer, samples, targets, backend, settings), obstacle or why
@@ -64,22 +69,26 @@ def choose_engine(
     return PlainEngine(model, optimizer, samples, targets, backend, settings), obstacle or ""
 
 
-def _panel_engines(model: DeepNetwork, backend: Backend, settings: Settings) -> list[type[PlainEngine]]:
-    """The panel engines of a device that do what is asked, the fastest first."""
+def _panel_engines(backend: Backend) -> list[type[PlainEngine]]:
+    """The panel engines of a device, the fastest first."""
     if backend.name == "cupy":
         return [CudaEngine, CoresEngine]
     from catopt_xp.engines.cpu import PanelEngine  # needs numba
-    from catopt_xp.engines.formula import FormulaPanelEngine
 
-    return [FormulaPanelEngine if settings.penalised or model.kernel_obstacle else PanelEngine]
+    return [PanelEngine]
 
 
 def check_failure(
-    make: type[PlainEngine], model: DeepNetwork, optimizer: BaseOptimizer, samples: Array, backend: Backend
+    make: type[PlainEngine],
+    model: DeepNetwork,
+    optimizer: BaseOptimizer,
+    samples: Array,
+    backend: Backend,
+    settings: Settings,
 ) -> str | None:
     """Why the panel engine cannot be trusted on this machine, or None: its check fails, or its kernels do not run."""
     try:
-        failure = self_check(make, optimizer, samples, model)
+        failure = self_check(make, optimizer, samples, model, settings.penalised)
     except Exception as error:
         if backend.name == "numpy":  # there is no other machine in between whose faults these could be
             raise
@@ -136,10 +145,12 @@ def numba_obstacle() -> str | None:
     if importlib.util.find_spec("numba") is None:
         return f"{FAST} brings a faster one"
     try:
-        importlib.import_module("numba")
-    except ImportError as error:  # such as a NumPy that is newer than this numba knows
-        return f"numba cannot be imported ({error}); {FAST} brings one that can, and with it a faster engine"
-    return None
+        numba = importlib.import_module("numba")
+    except Exception as error:  # such as a NumPy that is newer than this numba knows, or a setting that it refuses
+        settings = [f"{name} is {value!r}" for name, value in os.environ.items() if name.startswith("NUMBA_")]
+        told = "; ".join([str(error), *settings])
+        return f"numba cannot be imported ({told}); {FAST} brings one that can, and with it a faster engine"
+    return "NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else None
 
 
 def slower_with_panels(samples: Array, model: BaseRegressionModel, settings: Settings) -> str | None:

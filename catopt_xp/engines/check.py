@@ -22,13 +22,16 @@ BOUNDS = {"float32": 2e-5, "float64": 1e-12}
 MODES = ("eps_mode", "nesterov", "correct_param", "rate_inside")  # options that choose a form of a rule
 
 
-def self_check(make: Callable[..., Any], optimizer: BaseOptimizer, samples: Array, model: DeepNetwork) -> str | None:
+def self_check(
+    make: Callable[..., Any], optimizer: BaseOptimizer, samples: Array, model: DeepNetwork, penalised: bool = False
+) -> str | None:
     """What differs between an engine and the plain one on this machine, or None; milliseconds, once per process.
 
     `make`: the engine's class, which has `next_product` beside what `PlainEngine` has; `optimizer`: of the kind and
     options to check; `samples`: the set, of which type and alignment count; `model`: the network, of which type, device
-    and whether it is of relu alone count. Three steps with moments that are not 0 (a first step of Adam is lr*sign(g),
-    whatever g's scale), on a ragged panel, with batches of 5, 5 and 3 samples.
+    and whether it is of relu alone count; `penalised`: as in the run's settings. Then the rest of the network goes by
+    its formulas, as it does where no kernel knows it. Three steps with moments that are not 0 (a first step of Adam is
+    lr*sign(g), whatever g's scale), on a ragged panel, with batches of 5, 5 and 3 samples.
     """
     decays = bool(optimizer.l2), bool(optimizer.weight_decay)
     modes = tuple(getattr(optimizer, name, None) for name in MODES)
@@ -36,7 +39,8 @@ def self_check(make: Callable[..., Any], optimizer: BaseOptimizer, samples: Arra
     kinds = str(samples.dtype), writeable, model.dtype, model.backend.device
     features = FEATURES if samples.shape[1] % 8 else ALIGNED_FEATURES
     first = "relu" if set(model.activation_func[:-1]) <= {"relu"} else "tanh"
-    return _check(make, type(optimizer), decays, modes, *kinds, features, first)
+    by_formulas = penalised or model.kernel_obstacle is not None
+    return _check(make, type(optimizer), decays, modes, *kinds, features, first, by_formulas)
 
 
 @functools.cache
@@ -51,6 +55,7 @@ def _check(
     device: str,
     features: int,
     first: str,
+    by_formulas: bool,
 ) -> str | None:
     backend = get_backend(device)
     rng, m = np.random.Generator(np.random.PCG64(0)), 13
@@ -62,7 +67,8 @@ def _check(
     options = {name: mode for name, mode in zip(MODES, modes, strict=True) if mode is not None}
     options |= {"l2": 1e-2 * decays[0], "weight_decay": 1e-2 * decays[1]}
     order = np.arange(m)[::-1].copy()
-    with backend.activate():
+    # What is not a number differs, and is found so. Some BLAS set the processor's flags over rooms that nobody reads.
+    with backend.activate(), np.errstate(all="ignore"):
         samples, targets = (X, Y) if backend.name == "numpy" else (backend.asarray(X), backend.asarray(Y))
         engines: list[Any] = []
         for make_one in (PlainEngine, make):
@@ -73,7 +79,9 @@ def _check(
                 if "/" in key:
                     moment[...] = backend.asarray(1e-3 * draw.random(moment.shape), dtype=dtype)
             twin.steps = 3
-            engines.append(make_one(model, twin, samples, targets, backend, Settings(batch_size=5)))
+            engines.append(
+                make_one(model, twin, samples, targets, backend, Settings(batch_size=5, penalised=by_formulas))
+            )
         plain, fused = engines
         for engine in engines:
             for _ in engine.steps(0, order, following=order):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numba
 
-from catopt_xp.engines import lanes, updates, vectors
+from catopt_xp.engines import lanes, panels, updates, vectors
 from catopt_xp.engines.updates import register_rule
 from catopt_xp.optim import Adam, BaseOptimizer, GradientDescent, Momentum, RMSProp
 
@@ -44,7 +44,7 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        sources = "".join(map(inspect.getsource, (vectors, lanes, updates)))
+        sources = "".join(map(inspect.getsource, (panels, vectors, lanes, updates)))
         self._sources = sources + "".join(optimizer.kernel for optimizer in NUMBERS)
         self._variants: dict[str, _Variant] = {}
 

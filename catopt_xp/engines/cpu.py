@@ -72,8 +72,7 @@ def _work(
     packed, flat; Z: for each task its sum of products, flat; length: panels in a task; x, g, z: room to work in.
     """
     before = flush_subnormals()
-    n_x = X.shape[1]
-    strips = -(-n_x // STRIP)
+    n_x, strips = X.shape[1], -(-X.shape[1] // STRIP)
     panels = -(-strips // STRIPS)
     across = -(-units // PRODUCT_UNITS)
     size = -(-len(following) // PRODUCT_ROWS) * across * PRODUCT_ROWS * PRODUCT_UNITS
@@ -142,7 +141,7 @@ def _decay(optimizer: BaseOptimizer) -> tuple[float, ...]:
 
 
 class PanelEngine(PlainEngine):
-    """The steps of an epoch by passes over feature panels; arguments as for `PlainEngine`, within `unsupported`.
+    """The steps of an epoch by passes over feature panels; arguments as for `PlainEngine`, within `panel_obstacle`.
 
     While it runs, W0 and its moments are kept packed by panel, and a small rest of the network packed too; `settle`
     writes them back.
@@ -150,6 +149,7 @@ class PanelEngine(PlainEngine):
 
     name = "panels"
     _most_task = MOST_TASK
+    reach = 2  # the next batch's product is made in the same pass
     _columns = slice(None)  # of W0 that the panels are cut from
 
     def __init__(
@@ -182,7 +182,7 @@ class PanelEngine(PlainEngine):
         self._d = aligned_zeros(max(self.lengths) * d_units, self.dtype).reshape(-1, d_units)
         example = self._numbers(*[1.0] * len(self._numbers._fields))
         self._run_panels = WORK.for_types(samples, self._state[0], example, _decay(optimizer))
-        knows = Rest.knows(model)
+        knows = Rest.knows(model) and not settings.penalised  # squares are asked for between the steps
         self._rest = Rest(model, optimizer, example, targets, max(self.lengths)) if knows else None
 
     # --- steps ----------------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ class PanelEngine(PlainEngine):
         kept, scale = (self._Z, self._following), self.dtype.type(pixel_scale(samples.dtype))
 
         def product(rows: slice) -> Floats:
-            self._multiply(samples, np.arange(rows.start, rows.stop))
+            self._multiply(samples[rows, :], np.arange(rows.stop - rows.start))
             assert self._Z is not None
             Z: Floats = self._Z * scale
             return Z
@@ -316,6 +316,15 @@ class PanelEngine(PlainEngine):
         assert self._Z is not None
         scaled: Floats = self._Z * self.scale
         return scaled
+
+    def weights(self) -> list[Array]:
+        if not self._packed:
+            return super().weights()
+        if self._rest is not None:
+            self._rest.unpack()
+        parameters = self.network.save()
+        behind = parameters["W0"].size
+        return [self._state[0], parameters.flat[behind : parameters.n_weights]]  # what is packed is padded with zeros
 
     def versions(self) -> dict[str, str]:
         return {"numba": numba.__version__, "vector": f"{8 * VECTOR_BYTES} bits"}

@@ -110,12 +110,13 @@ class CupyDevice:
 
 
 class CudaEngine(PlainEngine):
-    """The steps of an epoch in two launches each; arguments as for `PlainEngine`, within `cuda_obstacle`.
+    """The steps of an epoch in two launches each; arguments as for `PlainEngine`, within `gpu_obstacle`.
 
     `device`: where the kernels run; None: the backend's GPU.
     """
 
     name = "panels"
+    reach = CHUNK_STEPS + 1
     tensor_cores = True  # where they fit
 
     def __init__(
@@ -133,8 +134,7 @@ class CudaEngine(PlainEngine):
         self.device: Device = CupyDevice(backend) if device is None else device
         self.device.load(self.plan.source())
         self._buffers = {name: backend.zeros(shape, model.dtype) for name, shape in self.plan.buffer_shapes.items()}
-        m, first = samples.shape[0], self.lengths[0]
-        self._rows = backend.zeros((m + first,), "int32")
+        self._rows = backend.zeros((self.m + self.lengths[0],), "int32")
         self._places = backend.zeros((self.batches + 1, 4), "int32")
         self._table = backend.zeros((self.batches + 1, self.plan.numbers), model.dtype)
         self._base = backend.zeros((1,), "int32")

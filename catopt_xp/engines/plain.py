@@ -35,7 +35,8 @@ class Settings:
 
     `pause_every`: updates, counted from the first epoch, after which the caller wants to look at the model; an engine
     that makes several updates at a time stops there. `penalised`: whether the caller asks for `weight_squares` between
-    the steps, which are made one at a time then.
+    the steps, which are made one at a time then. `m`: samples of the set, where `samples` are places through which it
+    is streamed.
     """
 
     batch_size: int
@@ -44,13 +45,15 @@ class Settings:
     schedule_by_step: bool = False
     pause_every: int | None = None
     penalised: bool = False
+    m: int | None = None
 
 
 class PlainEngine:
     """Runs mini-batch steps of `model` and `optimizer` over a resident set.
 
     `samples`: (m, n_x) on `backend`, uint8 or float; `targets`: (·, m) on `backend`. The last batch of an epoch may be
-    short: its loss and gradient are means over its own samples.
+    short: its loss and gradient are means over its own samples. Where `Settings.m` is given, rows are those that
+    `order` names, of however many there are, and hold what is to be trained when a step is asked for.
     """
 
     name = "plain"
@@ -66,7 +69,8 @@ class PlainEngine:
     ) -> None:
         self.model, self.optimizer, self.backend, self.settings = model, optimizer, backend, settings
         self.samples, self.targets = samples, targets
-        self.slices = batches(samples.shape[0], settings.batch_size, settings.drop_last)
+        self.m = samples.shape[0] if settings.m is None else settings.m
+        self.slices = batches(self.m, settings.batch_size, settings.drop_last)
         self.lengths = [part.stop - part.start for part in self.slices]
         # The mini-batch losses of this epoch; they stay on the device until `fetch_losses`.
         self.loss_dtype = common_dtype(model.save())
@@ -91,6 +95,11 @@ class PlainEngine:
         """Mini-batches in an epoch."""
         return len(self.lengths)
 
+    @property
+    def reach(self) -> int:
+        """Batches, from the first that is not done on, that the next step may read."""
+        return self.settings.accumulate
+
     def steps(self, epoch: int, order: Rows, first: int = 0, following: Rows | None = None) -> Iterator[int]:
         """Makes the updates of an epoch, from batch `first` on; after each yields how many batches are done.
 
@@ -110,9 +119,9 @@ class PlainEngine:
         """What computes besides the backend, by name: another version of it may give other bits."""
         return {}
 
-    def agreed(self, stop: bool) -> bool:
+    def stops(self, asked: bool) -> bool:
         """Whether to stop after this step: as asked, or, of an engine that is one of several, as all know by now."""
-        return stop
+        return asked
 
     def settle(self) -> None:
         """Brings model and optimizer up to date, where an engine keeps their values elsewhere while it runs."""

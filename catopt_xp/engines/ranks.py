@@ -65,8 +65,8 @@ class RankEngine(PanelEngine):
         self._asked, self._stop_agreed = False, False
         super().__init__(model, optimizer, samples, targets, backend, settings)
 
-    def agreed(self, stop: bool) -> bool:
-        self._asked = self._asked or stop
+    def stops(self, asked: bool) -> bool:
+        self._asked = self._asked or asked
         return self._stop_agreed
 
     def _total(self, Z: Floats, length: int) -> Floats:

@@ -1,0 +1,85 @@
+"""Files written whole or not at all, and what asks a run to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from short_runs import fit
+
+from catopt_xp.callbacks import TrainState
+from catopt_xp.engines import check
+from catopt_xp.files import write_whole
+from catopt_xp.running import Interrupted
+from catopt_xp.signals import ASKING_TO_END, Signals
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (pipe, tmp_path):
+        with pytest.raises(OSError, match=r"could not write .*: it is no file; choose another name$"):
+            write_whole(place, lambda file: file.write(b"content"))
+    assert pipe.is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_folder_where_the_checkpoint_goes_is_named_before_training(tmp_path: Path) -> None:
+    (tmp_path / "model_latest.npz").mkdir()
+    with pytest.raises(
+        OSError, match=r"model_latest\.npz is a folder, where the checkpoint goes; remove it"
+    ):
+        fit(save_dir=tmp_path)
+
+
+@pytest.mark.parametrize("number", ASKING_TO_END)
+def test_any_signal_that_asks_to_end_ends_in_good_order(number: signal.Signals, tmp_path: Path) -> None:
+    class Ask:
+        def on_epoch(self, state: TrainState) -> None:
+            if state.epoch == 1:
+                os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted) as caught:
+        fit(save_dir=tmp_path, callbacks=[Ask()])
+    assert caught.value.checkpoint == tmp_path / "model_latest.npz"
+    assert caught.value.checkpoint.exists()
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.received
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    check._check.cache_clear()
+    yield
+    check._check.cache_clear()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_ctrl_c_while_code_is_compiled_waits_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, ended = check.PlainEngine.steps, []
+
+    def interrupted(engine: Any, *arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)  # in the midst of the check, where numba would swallow it
+        yield from right(engine, *arguments, **options)
+        ended.append(engine)
+
+    monkeypatch.setattr(check.PlainEngine, "steps", interrupted)
+    rng = np.random.default_rng(0)
+    X, Y = rng.integers(0, 256, (3000, 40), dtype=np.uint8), np.arange(40).reshape(1, -1) % 2
+    with pytest.raises(KeyboardInterrupt):
+        fit(X=X, Y=Y, dev_X=None, dev_Y=None, engine="panels", batch_size=8)
+    assert len(ended) == 1
