@@ -31,9 +31,7 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
 
 def test_a_folder_where_the_checkpoint_goes_is_named_before_training(tmp_path: Path) -> None:
     (tmp_path / "model_latest.npz").mkdir()
-    with pytest.raises(
-        OSError, match=r"model_latest\.npz is a folder, where the checkpoint goes; remove it"
-    ):
+    with pytest.raises(OSError, match=r"model_latest\.npz is a folder, where the checkpoint goes; remove it"):
         fit(save_dir=tmp_path)
 
 

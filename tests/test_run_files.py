@@ -87,9 +87,7 @@ def test_results_of_a_benchmark_are_told_from_histories(tmp_path: Path) -> None:
     assert read_benchmark(file) is None
     for content in ('{"rows": []}', '{"rows": 5}', '{"rows": [5]}'):
         file.write_text(content)
-        with pytest.raises(
-            ValueError, match=r"bench\.json has no rows of a benchmark; give what catopt-xp"
-        ):
+        with pytest.raises(ValueError, match=r"bench\.json has no rows of a benchmark; give what catopt-xp"):
             read_benchmark(file)
 
 
