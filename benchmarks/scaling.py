@@ -39,7 +39,7 @@ from catopt_xp.threads import limited_threads
 UNITS, HIDDEN, M = 30, (30, 20, 20), 2000
 N_X, SMALL = 224 * 224 * 3, PANEL
 BATCHES = (8, 64)
-ROUNDS = 5
+ROUNDS, TURNS = 5, 2
 BYTES = 4  # of a float32
 BLOCK_UNITS = 32  # units of a block of sums, padded
 NETWORKS = {"InfiniBand, 200 Gbit/s": (2e-6, 25e9), "Ethernet, 10 Gbit/s": (30e-6, 1.25e9)}  # seconds, bytes a second
@@ -109,6 +109,11 @@ def on_ranks(count: int, n_x: int, batch_size: int) -> dict[str, Any]:
         sys.exit(f"scaling.py: {count} ranks failed: {done.stderr.strip()}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def best_of(turns: int, *asked: int) -> dict[str, Any]:
+    """The fastest of some turns: other programs only ever slow them down."""
+    return min((on_ranks(*asked) for _ in range(turns)), key=lambda found: found["seconds"])
 
 
 # --- the model ------------------------------------------------------------------------------------------------------
@@ -220,7 +225,9 @@ def reckon(model: Model, batch_size: int = 64) -> list[dict[str, Any]]:
 
 
 def show(checked: list[dict[str, Any]], reckoned: list[dict[str, Any]]) -> None:
-    print(f"\n{N_X} features, {M} samples, one thread a rank; seconds of an epoch, medians of {ROUNDS}\n")
+    print(
+        f"\n{N_X} features, {M} samples, one thread a rank; seconds of an epoch, medians of {ROUNDS}, the better of {TURNS} turns\n"
+    )
     print("ranks batch  measured  reckoned  speed-up  sent/step, KB  gradient/sent  exchange")
     for line in checked:
         times = "" if line["gradient_over_sent"] is None else f"{line['gradient_over_sent']:.0f}"
@@ -246,13 +253,10 @@ def main() -> None:
     if args.measure:
         measure(*args.measure)
         return
-    steps = {}
-    for n_x in (SMALL, N_X):
-        for batch_size in BATCHES:
-            found = on_ranks(1, n_x, batch_size)
-            steps[n_x, batch_size] = found["seconds"] / found["steps"]
-    model = Model.fitted(steps)
-    measured = {(ranks, batch): on_ranks(ranks, N_X, batch) for batch in BATCHES for ranks in (1, 2, 4)}
+    measured = {(ranks, batch): best_of(TURNS, ranks, N_X, batch) for batch in BATCHES for ranks in (1, 2, 4)}
+    alone = {(N_X, batch): measured[1, batch] for batch in BATCHES}
+    alone |= {(SMALL, batch): best_of(TURNS, 1, SMALL, batch) for batch in BATCHES}
+    model = Model.fitted({key: found["seconds"] / found["steps"] for key, found in alone.items()})
     checked, reckoned = check(model, measured), reckon(model)
     show(checked, reckoned)
     if args.json:

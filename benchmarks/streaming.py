@@ -10,6 +10,7 @@ Each is a process of its own; they take turns.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import mmap
 import os
@@ -187,7 +188,11 @@ def main() -> None:
                 "system": platform.platform(),
                 "python": platform.python_version(),
             },
-            "versions": {"catopt_xp": catopt_xp.__version__, "numpy": np.__version__},
+            "versions": {
+                "catopt_xp": catopt_xp.__version__,
+                "numpy": np.__version__,
+                "numba": importlib.metadata.version("numba"),
+            },
             "threads": thread_count(),
             "workload": {"n_x": N_X, "m": m, "hidden": [30, 20, 20], "batch_size": BATCH, "optimizer": "adam"},
             "memory_limit": args.memory_limit,

@@ -146,6 +146,7 @@ def _row(contenders: Sequence[Contender], work: Workload, plan: Plan) -> dict[st
     turns: list[list[float]] = [[] for _ in contenders]  # seconds per epoch
     floors: list[float] = []
     for _ in range(plan.rounds):
+        measure_floor(plan.threads, in_turn=True)  # the first one after some peers runs at half the speed
         floors.append(measure_floor(plan.threads, in_turn=True).seconds(work))
         for contender, count, seconds in zip(contenders, counts, turns, strict=True):
             contender.steps(1)  # after the others' turns its data are far from the processor, its memory given back
