@@ -225,9 +225,7 @@ def reckon(model: Model, batch_size: int = 64) -> list[dict[str, Any]]:
 
 
 def show(checked: list[dict[str, Any]], reckoned: list[dict[str, Any]]) -> None:
-    print(
-        f"\n{N_X} features, {M} samples, one thread a rank; seconds of an epoch, medians of {ROUNDS}, the better of {TURNS} turns\n"
-    )
+    print(f"\n{N_X} features, {M} samples, one thread a rank; seconds of an epoch, the better of {TURNS} medians\n")
     print("ranks batch  measured  reckoned  speed-up  sent/step, KB  gradient/sent  exchange")
     for line in checked:
         times = "" if line["gradient_over_sent"] is None else f"{line['gradient_over_sent']:.0f}"
