@@ -270,7 +270,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
         known = f"was trained on {trained['data']}" if trained["data"] else "does not say what it was trained on"
         raise UsageError(f"{args.checkpoint} {known}: name the set to evaluate it over with --data")
     _check_img_shape(args.img_shape, model.neuron_cnt[0], args.checkpoint)
-    arrays = args.data is not None and Path(args.data).suffix == ".npz"  # which say themselves how large they are
+    # Arrays say themselves how large they are.
+    arrays = args.data is not None and Path(args.data).suffix.lower() in (".npz", ".npy")
     img_shape = args.img_shape or (None if arrays else trained["img_shape"])
     data = load_data(args.data, img_shape, args.train_size, args.dev_size, on_error=args.on_error)
     for notice in data.notices:

@@ -41,7 +41,10 @@ ROWS = 64  # of a set, that are exchanged at a time
 
 
 class RankError(ConnectionError):
-    """What went wrong on another rank, or between ranks; the message says where."""
+    """What went wrong on another rank, or between ranks; the message says where.
+
+    An OSError, as what it repeats often is one: who lives on after one, on the rank that it comes from, does so on all.
+    """
 
 
 class Ranks:

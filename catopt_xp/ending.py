@@ -21,7 +21,7 @@ from catopt_xp.data.dataset import DataArgumentError
 from catopt_xp.distributed import launched
 from catopt_xp.flag_groups import NAME
 from catopt_xp.running import Interrupted
-from catopt_xp.signals import ASKING_TO_END
+from catopt_xp.signals import ASKING_TO_END, is_to_be_ignored
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 LOADING = "catopt_xp.data.sources"  # the module in which a run is, while its data are read, decoded or drawn
@@ -93,7 +93,7 @@ def termination_as_interruption() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    asking = [n for n in ASKING_TO_END if n != signal.SIGINT and signal.getsignal(n) is not signal.SIG_IGN]
+    asking = [number for number in ASKING_TO_END if number != signal.SIGINT and not is_to_be_ignored(number)]
     previous = {number: signal.signal(number, interrupt) for number in asking}
     try:
         yield

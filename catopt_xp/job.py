@@ -23,6 +23,7 @@ from catopt_xp.batch_size import SMALL_SET, choose, measure, rule_of_thumb
 from catopt_xp.data import DataSet, load_data
 from catopt_xp.data.drawings import drawn_name
 from catopt_xp.data.resident import ResidentSet
+from catopt_xp.data.stream import StreamedSet
 from catopt_xp.distributed import Ranks
 from catopt_xp.files import remove_stale
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
@@ -281,6 +282,8 @@ def _batch_size(
     if plan.batch_size == "auto":
         if ranks.size > 1:
             raise ValueError('batch_size "auto" measures one process; give ranks a number')
+        if isinstance(train_set, StreamedSet) and checkpoint is None:
+            raise ValueError('batch_size "auto" measures a set in memory, this one is streamed; give a number')
         before = None if checkpoint is None else checkpoint.run_state().history.get("run", {}).get("batch_size")
         if before is not None:  # measured anew it might differ, and with it the order of the samples
             chosen, why = min(before, m), "that of the checkpoint"

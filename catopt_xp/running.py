@@ -181,6 +181,7 @@ class Run:
             stopped = engine.stops(signals.received)
             if (stopped or due) and done < engine.batches:
                 losses, before = self._losses(place)[:done], time.perf_counter()
+                self._record_waiting()
                 self._check_losses(epoch, learning_rate, losses)
                 self.position = RunState(epoch=epoch, batches=done, seconds=before - started, losses=losses)
                 if saving is not None:
@@ -280,9 +281,14 @@ class Run:
         history.seconds.append(seconds)
         history.train_loss.append(float(np.average(losses.astype(np.float64), weights=self.engine.lengths)))
         history.mini_batch_loss.extend(losses.tolist())
+        history.timings["train"] += seconds
+        self._record_waiting()
+
+    def _record_waiting(self) -> None:
+        """Moves the seconds that steps waited for rows from those of training, where they are counted too."""
         waited = 0.0 if self.stream is None else self.stream.take_waited()
-        history.timings["wait"] += waited
-        history.timings["train"] += seconds - waited
+        self.history.timings["wait"] += waited
+        self.history.timings["train"] -= waited
 
     def _check_losses(self, epoch: int, learning_rate: float, losses: np.ndarray[Any, Any]) -> None:
         if np.isfinite(losses).all():

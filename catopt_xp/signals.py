@@ -10,11 +10,13 @@ from typing import Any
 ASKING_TO_END = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-class Signals:
-    """Turns the first signal that asks to end into a flag, read between steps; a second Ctrl-C stops at once.
+def is_to_be_ignored(number: int) -> bool:
+    """Whether nohup asked for that: it lets a run outlive its terminal."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN
 
-    A signal that is ignored, as SIGHUP is under nohup, stays so.
-    """
+
+class Signals:
+    """Turns the first signal that asks to end into a flag, read between steps; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.received = False
@@ -23,7 +25,7 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no signals
             for number in ASKING_TO_END:
-                if signal.getsignal(number) is signal.SIG_IGN:
+                if is_to_be_ignored(number):
                     continue
                 previous = signal.signal(number, self._receive)
                 # A handler that was not set from Python is None here, and cannot be put back: the default is.

@@ -78,15 +78,18 @@ def choose_storage(
     # A set that lies in the host's memory takes no more of it; it counts against a limit, and on a GPU.
     counted = {name: X for name, X in sets.items() if limited or backend.name != "numpy" or is_mapped(X)}
     needed = {name: _stored_bytes(X, dtype) for name, X in counted.items()}
-    if sum(needed.values()) <= room * (1.0 if limited else FITS):
+    fits = room * (1.0 if limited else FITS)
+    if sum(needed.values()) <= fits:
         return Storage(before)
-    large = "X" if needed.get("X", 0) > room * (1.0 if limited else FITS) else "dev_X"
     files = {name: _streamable(X, dtype) for name, X in sets.items()}
-    if files.get(large) is None:
-        if limited or is_mapped(sets.get(large)):
-            raise ValueError(_not_streamable(large, sets[large], needed[large], room, dtype))
+    kept = {name: size for name, size in needed.items() if files[name] is None}
+    beside = sum(kept.values())
+    if beside > fits:  # whatever is streamed
+        largest = sets[max(kept, key=lambda name: kept[name])]
+        if limited or is_mapped(largest):
+            raise ValueError(_not_streamable(list(kept), largest, beside, room, dtype))
         return Storage(before)
-    train, dev = files["X"] if large == "X" else None, files.get("dev_X")
+    train, dev = files["X"] if needed.get("X", 0) > fits - beside else None, files.get("dev_X")
     if train is None:
         return Storage(before, None, dev)
     window = before
@@ -134,7 +137,8 @@ def check_pools(train_set: ResidentSet, batch_size: int, reach: int) -> None:
     if isinstance(train_set, StreamedSet):
         rows = train_set.rows_needed(batch_size, reach)
         if rows:
-            least = size_text(SHARE * WINDOWS * rows * train_set.file.row_bytes)
+            row_bytes = train_set.file.row_bytes
+            least = size_text(SHARE * min(WINDOWS * rows, train_set.m) * row_bytes)
             raise ValueError(
                 f"windows of {train_set.window} rows are too few for batches of {batch_size}: give a memory_limit of at"
                 f" least {least}, or smaller batches"
@@ -169,8 +173,9 @@ def _streamable(X: Any, dtype: str) -> RowFile | None:
     return file if file is not None and file.dtype in (np.dtype(np.uint8), np.dtype(dtype)) else None
 
 
-def _not_streamable(name: str, X: Any, needed: int, room: int, dtype: str) -> str:
-    told = f"{name} takes {size_text(needed)} of memory, there is room for {size_text(room)}"
+def _not_streamable(names: list[str], X: Any, needed: int, room: int, dtype: str) -> str:
+    takes = "take" if len(names) > 1 else "takes"
+    told = f"{' and '.join(names)} {takes} {size_text(needed)} of memory, there is room for {size_text(room)}"
     if not is_mapped(X):
         return f"{told}: give rows in a .npy file, which are streamed, or memory_limit={size_text(SHARE * needed)!r}"
     return f"{told}, and a file of {X.dtype} in this layout is not streamed: write (m, n_x) rows of uint8 or {dtype}"

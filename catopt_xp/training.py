@@ -107,7 +107,8 @@ def train(
         OMP_NUM_THREADS or NUMBA_NUM_THREADS where they are set, else one per processor, shared among ranks).
         `memory_limit`: bytes, or a text such as "500MB", of which the set takes half at most (None: what is free); a
         set that is larger, and lies in rows in a memory-mapped file, is streamed from there in windows, and shuffled
-        within pools of two windows.
+        within pools of two windows. What is free may differ from run to run, and with it windows, order and bits; a
+        limit fixes them.
         `comm`: a communicator of mpi4py, over whose processes the features are spread (None: this process alone). All
         make this call alike, with one result; the first one alone prints and writes. Callbacks are called on each rank
         that has them; `state.save` is for all ranks or none, and an exception in a callback of one rank ends all.

@@ -48,7 +48,7 @@ def test_any_signal_that_asks_to_end_ends_in_good_order(number: signal.Signals, 
     assert caught.value.checkpoint.exists()
 
 
-def test_a_signal_that_is_ignored_stays_so() -> None:
+def test_a_run_under_nohup_outlives_its_terminal() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Signals() as signals:

@@ -503,13 +503,22 @@ def test_arrays_in_memory_cannot_be_streamed(file: Path) -> None:
     rows, labels = rows_and_labels()
     with pytest.raises(ValueError, match=r"X takes 3\.86kB of memory, there is room for 1\.14kB: give rows in a \.npy"):
         fit(file, data=None, X=rows.T, Y=labels)
-    with pytest.raises(ValueError, match=r"dev_X takes 3\.86kB of memory, there is room for"):
+    with pytest.raises(ValueError, match=r"X and dev_X take 4\.03kB of memory, there is room for"):
         fit(file, data=None, X=rows[:9].T, Y=labels[:9], dev_X=rows.T, dev_Y=labels)
+
+
+def test_a_dev_set_in_memory_counts_beside_one_that_is_streamed(file: Path) -> None:
+    rows, labels = rows_and_labels()
+    many = np.repeat(rows, 25, axis=0)
+    with pytest.raises(
+        ValueError, match=r"^dev_X takes \S+ of memory, there is room for 1\.14kB: give rows in a \.npy"
+    ):
+        fit(file, data=None, X=np.load(file, mmap_mode="r").T, Y=labels, dev_X=many.T, dev_Y=np.repeat(labels, 25))
 
 
 def test_a_measured_batch_size_needs_the_set_in_memory(tmp_path: Path) -> None:
     file = save_set(tmp_path, m=2500)
-    with pytest.raises(ValueError, match="measured on a set in memory, this one is streamed: give batch_size a number"):
+    with pytest.raises(ValueError, match=r"a set in memory, this one is streamed; give a number"):
         fit(file, batch_size="auto")
 
 

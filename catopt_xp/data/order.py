@@ -66,8 +66,8 @@ class Pool:
 def window_bounds(m: int, window: int) -> list[int]:
     """Where windows of at most `window` of m rows begin, and m: an even number of them, as long as one another.
 
-    Their lengths differ by one row at most, so that no pool is much smaller than another: every pool can be read while
-    the one before it is trained.
+    Their lengths differ by one row at most, so that no pool is much smaller than another, and each can be read while
+    one before it is trained, where there are two or more.
 
     >>> window_bounds(100, 30)
     [0, 25, 50, 75, 100]

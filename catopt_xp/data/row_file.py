@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from catopt_xp.backend import Array, Backend
 
-BLOCK = 8 << 20  # bytes read at a time: what an interrupt waits for, and what is staged for a GPU
+BLOCK = 8 << 20  # bytes read at a time: what a second Ctrl-C waits for, and what is staged for a GPU
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,7 @@ class Engine(Protocol):
 class StreamedRows:
     """The rows of a file, as `evaluate_rows` asks for them: `samples[a:b, :]`, from the first to the last.
 
-    Two such chunks are in memory, one of them being read; a chunk may be overwritten once the next but one is asked
-    for.
+    Two such chunks are in memory, one of them being read; a chunk may be overwritten once the next one is asked for.
     """
 
     def __init__(self, reader: Reader) -> None:
