@@ -12,6 +12,7 @@ import functools
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -55,11 +56,8 @@ Array: TypeAlias = Any
 class Backend:
     """The portable backend: array operations of the Python array API standard, on one device.
 
-    Args:
-        xp: an array module that follows the standard.
-        name: its short name.
-        device: the module's device object, kept as it is for the module; ``.device`` is its text.
-        reason: one sentence on why this device was taken.
+    `xp`: an array module that follows the standard; `name`: its short name; `device`: the module's device object, kept
+    as it is for the module, `.device` is its text; `reason`: one sentence on why this device was taken.
 
     >>> b = NumpyBackend()
     >>> b.gather(b.asarray([[1, 2, 3], [4, 5, 6]], dtype="uint8"), b.asarray([1]), 0, 2, "float32")
@@ -79,6 +77,8 @@ class Backend:
         self.device = str(device)
         self.reason = reason
         self._device = device
+        # For a thread besides the main one that waits for the device, and for who records launches: CUDA forbids that.
+        self.lock = threading.RLock()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r}, device={self.device!r})"
@@ -309,22 +309,13 @@ def _elementwise_kernel(xp: Any, name: str, inputs: str, outputs: str, body: str
 def get_backend(device: str | Backend = "auto", strict_device: bool | None = None) -> Backend:
     """The backend of a device.
 
-    Args:
-        device: "auto" (the GPU if it passes a probe, else the CPU), "cpu", "cuda" (which is "cuda:0") or
-            "cuda:N"; a backend is returned as it is. Where the environment variable CATOPT_XP_DEVICE is set,
-            "auto" means what it says.
-        strict_device: True makes it an error if the GPU asked for cannot be used; None means True if the
-            environment variable CATOPT_XP_STRICT_DEVICE is set, and not to 0.
+    `device`: "auto" (the GPU if it passes a probe, else the CPU), "cpu", "cuda" (which is "cuda:0") or "cuda:N"; a
+    backend is returned as it is. Where the environment variable CATOPT_XP_DEVICE is set, "auto" means what it says.
+    `strict_device`: whether a GPU that was asked for and cannot be used is an error (None: if CATOPT_XP_STRICT_DEVICE
+    is set, and not to 0). Returns the backend; its `reason` says why this device was taken.
 
-    Returns:
-        The backend; its ``reason`` says why this device was taken.
-
-    Raises:
-        ValueError: unknown device.
-        DeviceError: the GPU asked for cannot be used and ``strict_device`` holds.
-
-    Warns:
-        DeviceFallbackWarning: the GPU asked for cannot be used, so NumPy on the CPU is returned.
+    Raises ValueError for an unknown device, DeviceError for a strict one that cannot be used; warns
+    (DeviceFallbackWarning) where NumPy on the CPU stands in for one.
 
     >>> get_backend("cpu").xp.__name__
     'numpy'

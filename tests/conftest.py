@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ import pytest
 from hypothesis import settings
 
 from catopt_xp.backend import Backend, DeviceError, NumpyBackend, get_backend
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background: tests send Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadlines: a loaded machine is no failure. In CI every run has the same examples.
 settings.register_profile("local", deadline=None)

@@ -687,7 +687,23 @@ def test_cupy_gets_rows_from_pinned_memory_once_its_work_is_done(file: Path, fak
         reader.close()
     np.testing.assert_array_equal(into.host[5:15], rows[30:40])
     assert not into.host[:5].any()
-    assert calls == ["sync", "pinned", "set", "sync", "sync"]
+    assert calls == ["sync", "pinned", "set", "sync"]
+
+
+def test_while_launches_are_recorded_the_reader_leaves_the_device_alone(file: Path, fake_cupy: Any) -> None:
+    backend, calls = CupyBackend(fake_cupy), []
+    backend.synchronize = lambda: calls.append("sync")  # type: ignore[method-assign]
+    reader = Reader(RowFile(file, 128, M, N_X, np.dtype(np.uint8)), backend, "X")
+    try:
+        with backend.lock:  # as `CupyDevice.capture` holds it
+            waiting = reader.submit(lambda: calls.append("read"))
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.05)
+            assert calls == []
+        waiting.result(timeout=10)
+    finally:
+        reader.close()
+    assert calls == ["sync", "read"]
 
 
 class LockedDevice(CpuDevice):

@@ -88,9 +88,9 @@ class Reader:
 
         def done() -> None:
             with self.backend.activate():
-                self.backend.synchronize()  # sync
+                with self.backend.lock:
+                    self.backend.synchronize()  # sync
                 work()
-                self.backend.synchronize()  # sync
 
         return self._thread.submit(done)
 
@@ -142,11 +142,12 @@ class Reader:
 
     def _upload(self, into: Array, block: NDArray[Any]) -> None:
         """The one place where rows go to a device; `block` may change once this returns."""
-        if hasattr(into, "set"):  # CuPy: straight from the pinned block
-            into.set(block)
-        else:
-            into[...] = self.backend.asarray(block)
-        self.backend.synchronize()  # sync
+        with self.backend.lock:
+            if hasattr(into, "set"):  # CuPy: straight from the pinned block
+                into.set(block)
+            else:
+                into[...] = self.backend.asarray(block)
+            self.backend.synchronize()  # sync
 
     def close(self) -> None:
         """Ends the thread, after the block that it reads."""

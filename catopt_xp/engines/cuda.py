@@ -80,7 +80,7 @@ class CupyDevice:
             array.set(held, stream=self.stream)
 
     def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
-        with self.backend.activate(), self.stream:
+        with self.backend.lock, self.backend.activate(), self.stream:
             self.stream.begin_capture()
             try:
                 launches()
