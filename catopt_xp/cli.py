@@ -220,11 +220,18 @@ def _write_results(result: TrainResult, history: Path, tensorboard: Path | None,
         return
     say(f"history: {history}")
     figure = history.with_suffix(".png")
-    try:
-        result.history.plot(figure)
+    if _drawn(lambda: result.history.plot(figure)):
         say(f"figure: {figure}")
+
+
+def _drawn(draw: Callable[[], Any]) -> bool:
+    """Whether matplotlib was there to draw with; a warning where it was not."""
+    try:
+        draw()
     except ImportError as error:
         warnings.warn(f"no figure was drawn: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def run_compare(args: argparse.Namespace) -> None:
@@ -360,11 +367,8 @@ def run_bench(args: argparse.Namespace) -> None:
     file = table.write_table(results, args.save_dir)
     print(f"results: {file}")
     figure = file.with_suffix(".png")
-    try:
-        plot_benchmark(results, figure)
+    if _drawn(lambda: plot_benchmark(results, figure)):
         print(f"figure: {figure}")
-    except ImportError as error:
-        warnings.warn(f"no figure was drawn: {error}", stacklevel=2)
 
 
 def run_info(args: argparse.Namespace) -> None:

@@ -222,11 +222,14 @@ class Perceptron:
         engine = given["engine"]
         if engine == "auto" and incremental and m <= FEW_BATCHES * batch_size:
             engine = "plain"
-        scale = 1.0 / self.n_outputs_ if self.out_activation_ == "identity" else 1.0  # its loss is a mean over outputs
-        numbers: dict[str, Any] = {"batch_size": batch_size, "penalty": penalty, "loss_scale": scale}
+        numbers: dict[str, Any] = {"batch_size": batch_size, "penalty": penalty, "loss_scale": self._loss_scale()}
         training = Training(self._network, self._optimizer, samples, targets, weights, engine=engine, **numbers)
         self.engine_, self.engine_reason_ = training.engine.name, training.engine_reason
         return training
+
+    def _loss_scale(self) -> float:
+        """What losses are multiplied by: of predicted numbers scikit-learn's is a mean over outputs too."""
+        return 1.0 / self.n_outputs_ if self.out_activation_ == "identity" else 1.0
 
     def _record(self, loss: float, samples: int, verbose: Any) -> None:
         self.n_iter_ += 1
@@ -261,11 +264,10 @@ class Perceptron:
             double = DeepNetwork(network.neuron_cnt, network.activation_func, None, "float64", device=network.backend)
             double.load(network.save())
             double.clips, self._network = network.clips, double
-        scale = 1.0 / self.n_outputs_ if self.out_activation_ == "identity" else 1.0
         size = samples.shape[0] if weights is None else float(weights.sum())
         on_device = with_weights(self._network, targets, weights)
         result = minimise(
-            Cost(self._network, samples, on_device, size, penalty_of(given), scale),
+            Cost(self._network, samples, on_device, size, penalty_of(given), self._loss_scale()),
             given["tol"],
             given["max_iter"],
             given["max_fun"],

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,6 +16,9 @@ import pytest
 from hypothesis import settings
 
 from catopt_xp.backend import Backend, DeviceError, NumpyBackend, get_backend
+from catopt_xp.engines import check
+from catopt_xp.engines.cpu import PanelEngine
+from catopt_xp.engines.plain import PlainEngine
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background: tests send Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -184,3 +187,33 @@ def fake_cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
     module = FakeCupy()
     monkeypatch.setitem(sys.modules, "cupy", module)
     return module
+
+
+@pytest.fixture
+def crash_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+    """`crash_after(n, action)` calls `action` once a run has done n updates, before anything is saved."""
+    whole = {kind: kind.steps for kind in (PlainEngine, PanelEngine)}
+
+    def install(updates: int, action: Callable[[], None]) -> None:
+        count = 0
+
+        def counted(engine: PlainEngine, *arguments: Any) -> Any:
+            nonlocal count
+            for done in whole[type(engine)](engine, *arguments):
+                count += 1
+                if count == updates:
+                    action()
+                yield done
+
+        for kind in whole:
+            monkeypatch.setattr(kind, "steps", counted)
+
+    return install
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No earlier check of an engine is remembered, and none made here is kept."""
+    check._check.cache_clear()
+    yield
+    check._check.cache_clear()

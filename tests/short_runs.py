@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import signal
 from typing import Any
 
 import numpy as np
@@ -58,3 +60,15 @@ def small_network(**options: Any) -> DeepNetwork:
 
 def flat(model: BaseRegressionModel) -> Array:
     return np.concatenate([x.ravel() for x in model.save().values()])
+
+
+class Crash(Exception):
+    """Stands for whatever ends a process between two steps."""
+
+
+def crash() -> None:
+    raise Crash
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)

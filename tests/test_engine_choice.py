@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from panel_runs import Case, python, train
 
 from catopt_xp.backend import Backend, NumpyBackend
-from catopt_xp.engines import PlainEngine, Settings, check, choose_engine
+from catopt_xp.engines import PlainEngine, Settings, choose_engine
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.rest import Rest
 from catopt_xp.network import DeepNetwork
@@ -125,14 +125,6 @@ def test_the_first_line_names_the_engine_that_runs(capsys: pytest.CaptureFixture
 
 
 # --- the check of a process ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """No earlier check is remembered, and none made here is kept."""
-    check._check.cache_clear()
-    yield
-    check._check.cache_clear()
 
 
 def altered(change: Callable[..., tuple[Any, ...]]) -> Callable[..., None]:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from short_runs import Crash, crash, interrupt
 
 from catopt_xp.callbacks import TrainState
 from catopt_xp.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from catopt_xp.engines.cpu import PanelEngine
-from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.history import History
 from catopt_xp.logs import CsvLog
 from catopt_xp.network import DeepNetwork
@@ -74,40 +71,6 @@ class StopAfter:
                 state.stop = True
             else:
                 self.action()
-
-
-class Crash(Exception):
-    """Stands for whatever ends a process between two steps."""
-
-
-@pytest.fixture
-def crash_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
-    """`crash_after(n, action)` calls `action` once a run has done n updates, before anything is saved."""
-    whole = {kind: kind.steps for kind in (PlainEngine, PanelEngine)}
-
-    def install(updates: int, action: Callable[[], None]) -> None:
-        count = 0
-
-        def counted(engine: PlainEngine, *arguments: Any) -> Any:
-            nonlocal count
-            for done in whole[type(engine)](engine, *arguments):
-                count += 1
-                if count == updates:
-                    action()
-                yield done
-
-        for kind in whole:
-            monkeypatch.setattr(kind, "steps", counted)
-
-    return install
-
-
-def crash() -> None:
-    raise Crash
-
-
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 LATEST = "model_latest.npz"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +19,7 @@ from cuda_runs import CpuDevice, cuda_engine
 from hypothesis import given
 from hypothesis import strategies as st
 from panel_runs import Case
-from short_runs import make_run
+from short_runs import Crash, crash, interrupt, make_run
 
 from catopt_xp.backend import Backend, CupyBackend, NumpyBackend
 from catopt_xp.callbacks import TrainState
@@ -31,7 +29,6 @@ from catopt_xp.data.order import Pool, window_bounds, window_order, window_pools
 from catopt_xp.data.row_file import Reader, RowFile, find_rows
 from catopt_xp.data.stream import StreamedRows, StreamedSet
 from catopt_xp.distributed import Ranks
-from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.cuda import CudaEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.machine import memory_size, size_text
@@ -290,40 +287,6 @@ def test_a_set_that_does_not_fit_the_free_memory_is_streamed_unasked(
 
 
 # --- resuming, stopping, callbacks ------------------------------------------------------------------------------------
-
-
-class Crash(Exception):
-    """Stands for whatever ends a process between two steps."""
-
-
-@pytest.fixture
-def crash_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
-    """`crash_after(n, action)` calls `action` once a run has done n updates, before anything is saved."""
-    whole = {kind: kind.steps for kind in (PlainEngine, PanelEngine)}
-
-    def install(updates: int, action: Callable[[], None]) -> None:
-        count = 0
-
-        def counted(engine: PlainEngine, *arguments: Any) -> Any:
-            nonlocal count
-            for done in whole[type(engine)](engine, *arguments):
-                count += 1
-                if count == updates:
-                    action()
-                yield done
-
-        for kind in whole:
-            monkeypatch.setattr(kind, "steps", counted)
-
-    return install
-
-
-def crash() -> None:
-    raise Crash
-
-
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 def readers() -> list[str]:

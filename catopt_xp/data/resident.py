@@ -13,6 +13,7 @@ import numpy as np
 
 from catopt_xp.backend import Array, Backend, asnumpy, backend_of
 from catopt_xp.labels import as_rows, check_labels
+from catopt_xp.parameters import dtype_name
 
 CHECK_ROWS = 256  # rows looked at together when values are checked: no copy of the set is ever made for it
 
@@ -78,7 +79,7 @@ def labels_of(X: Array, Y: Any, n_x: int | None, name: str) -> np.ndarray[Any, A
 
 def _sample_major(X: Array, dtype: str, source: Backend, name: str) -> tuple[Array, list[str]]:
     """X as (m, n_x), C-contiguous, uint8 or `dtype`: itself where it already is, one copy where it is not."""
-    text = str(X.dtype).rpartition(".")[2]
+    text = dtype_name(X)
     # The standard's dtypes have no kind, but names that begin with its letter: bool, int8, uint8, float32, complex64.
     if getattr(X.dtype, "kind", text[0]) not in "buif":
         raise TypeError(f"{name} holds {text}; give uint8 pixels or real numbers")
