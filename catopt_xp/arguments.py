@@ -6,7 +6,8 @@ A bad value is said in one line that names the flag, and the status is 2, before
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from catopt_xp.bench.contenders import CONTENDERS
@@ -91,6 +92,22 @@ OPTIMIZER_OPTIONS = {
     "nesterov": "nesterov",
     "bias_correction": "correct_param",
 }
+
+
+# Argument or option of an optimizer -> its flag, where that has another name.
+RENAMED = {option: flag for flag, option in OPTIMIZER_OPTIONS.items() if flag != option} | {"lr_scheduler": "schedule"}
+
+
+def with_flags(text: str, names: Iterable[str]) -> str:
+    """A message about arguments, with the flags that set them in their place; files and folders keep their names.
+
+    >>> with_flags("in batch_size/x.npz: a larger memory_limit, or correct_param", ["batch_size", "memory_limit"])
+    'in batch_size/x.npz: a larger --memory-limit, or correct_param'
+    """
+    for argument in names:
+        flag = f"--{RENAMED.get(argument, argument)}".replace("_", "-")
+        text = re.sub(rf"(?<![\w./\\-]){argument}(?![\w/\\-]|\.\w)", flag, text)
+    return text
 
 
 def parse_words(words: Sequence[str], prog: str) -> argparse.Namespace:

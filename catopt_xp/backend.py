@@ -28,26 +28,14 @@ from catopt_xp.devices import (
     fall_back,
     make_report,
     probe_gpu,
+    strict_by_environment,
 )
 from catopt_xp.machine import host_free_memory
 from catopt_xp.threads import Result, run_tasks, single_threaded_products
 from catopt_xp.timers import CudaTimer, Timer
 
-__all__ = [
-    "Array",
-    "Backend",
-    "CupyBackend",
-    "DeviceError",
-    "DeviceFallbackWarning",
-    "DeviceReport",
-    "NumpyBackend",
-    "Timer",
-    "asnumpy",
-    "backend_of",
-    "device_report",
-    "get_array_module",
-    "get_backend",
-]
+__all__ = ["Array", "Backend", "CupyBackend", "DeviceError", "DeviceFallbackWarning", "DeviceReport", "NumpyBackend"]
+__all__ += ["Timer", "asnumpy", "backend_of", "device_report", "get_array_module", "get_backend"]
 
 Array: TypeAlias = Any
 """An array of the backend at hand (CuPy ships few types, so this is ``Any`` to a type checker)."""
@@ -203,7 +191,10 @@ class NumpyBackend(Backend):
         # One mixed index copies the window alone; np.take on a column slice first copies all m rows of it
         # (16 times slower for 64 of 2000 rows), and a loop over rows only wins on very few, very long rows.
         window = samples[slice(None) if rows is None else rows, start:stop]
-        return window.astype(dtype, copy=False)
+        # Products of memory in another layout may have other bits: whatever the set's, the window lies in rows.
+        down, across = window.strides
+        in_rows = across == window.itemsize and down >= across * window.shape[1] and window.flags.aligned
+        return window if in_rows and window.dtype == dtype else window.astype(dtype, order="C")
 
 
 class CupyBackend(Backend):
@@ -312,7 +303,7 @@ def get_backend(device: str | Backend = "auto", strict_device: bool | None = Non
     `device`: "auto" (the GPU if it passes a probe, else the CPU), "cpu", "cuda" (which is "cuda:0") or "cuda:N"; a
     backend is returned as it is. Where the environment variable CATOPT_XP_DEVICE is set, "auto" means what it says.
     `strict_device`: whether a GPU that was asked for and cannot be used is an error (None: if CATOPT_XP_STRICT_DEVICE
-    is set, and not to 0). Returns the backend; its `reason` says why this device was taken.
+    is 1). Returns the backend; its `reason` says why this device was taken.
 
     Raises ValueError for an unknown device, DeviceError for a strict one that cannot be used; warns
     (DeviceFallbackWarning) where NumPy on the CPU stands in for one.
@@ -322,6 +313,8 @@ def get_backend(device: str | Backend = "auto", strict_device: bool | None = Non
     """
     if isinstance(device, Backend):
         return device
+    if strict_device is None:
+        strict_device = strict_by_environment()  # what is wrong there is said on a CPU too
     backend, failure = _resolve(device)
     if failure is None:
         return backend
@@ -421,11 +414,15 @@ def get_array_module(*arrays: Any) -> Any:
 def asnumpy(x: Any) -> np.ndarray[Any, Any]:
     """An array of any library on any device, or a list, as a NumPy array; host memory is shared, not copied.
 
+    Raises ValueError for an array with masked values, which would come back as numbers.
+
     >>> asnumpy([1, 2])
     array([1, 2])
     """
     if isinstance(x, np.ndarray):
-        return x
+        if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+            raise ValueError("masked values are no numbers: fill them first, as x.filled(0) does")
+        return np.asarray(x)  # of a subclass, the array
     if _is_on_cuda(x):
         import cupy
 

@@ -13,10 +13,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
+from catopt_xp.arrays import as_array
 from catopt_xp.backend import Array, Backend, backend_of
-from catopt_xp.parameters import Parameters, check_matches, is_bias
+from catopt_xp.parameters import Parameters, check_matches, dtype_name, is_bias
 from catopt_xp.schedules import Scheduler, const_lr, describe
 from catopt_xp.threads import deal
 
@@ -26,6 +30,7 @@ SLICE = 65536
 # A moment whose gradient has become 0 shrinks until it is subnormal and stays there, and a CPU works on such numbers
 # many times slower: every so many steps they are set to 0 (a GPU's kernels never form them).
 FLUSH_EVERY = 32
+MOST_STEPS = 1 << 53  # which nobody makes: a larger number in a file is no number of steps or epochs
 CLIP_EPS = 1e-6  # keeps a zero gradient's norm from dividing by zero; PyTorch's value
 
 
@@ -54,7 +59,8 @@ class BaseOptimizer(abc.ABC):
     `weight_decay`: decoupled, `p -= lr*weight_decay*p` before the step (Loshchilov & Hutter 2019); `l2`: coupled,
     `g += l2*p`; both leave biases alone. `clip_norm`: the global gradient norm is scaled down to this.
 
-    Raises ValueError for a number out of range.
+    Raises ValueError for a number out of range, TypeError for a schedule that is no function, ValueError or TypeError
+    for what cannot be updated in place.
     """
 
     moment_names: ClassVar[tuple[str, ...]] = ()
@@ -75,7 +81,11 @@ class BaseOptimizer(abc.ABC):
     ) -> None:
         name = type(self).__name__
         self.param_dict = param_dict
+        for key, array in {} if isinstance(param_dict, Parameters) else param_dict.items():
+            _check_parameter(f"{name}: {key}", array)
         self.learning_rate_zero = _number(name, "learning_rate", learning_rate, "positive")
+        if not callable(lr_scheduler):
+            raise TypeError(f"{name}: lr_scheduler is {lr_scheduler!r}; give a function (learning_rate, epoch) -> rate")
         self.lr_scheduler = lr_scheduler
         self.weight_decay = _number(name, "weight_decay", weight_decay, "at least 0")
         self.l2 = _number(name, "l2", l2, "at least 0")
@@ -136,9 +146,10 @@ class BaseOptimizer(abc.ABC):
     def add_grad(self, grad_dict: Mapping[str, Array], weight: float = 1.0) -> None:
         """Adds `weight * gradient` to the sum that the next `step` uses; the arrays are copied, not kept.
 
-        Raises ValueError, naming the key, when names or shapes differ from those of the parameters.
+        Raises ValueError, naming the key, when names or shapes differ from those of the parameters, TypeError for what
+        is no array of real numbers; nothing is added then.
         """
-        check_matches(grad_dict, _shapes(self.param_dict), f"{type(self).__name__}.add_grad")
+        grad_dict = _taken(grad_dict, self.param_dict, f"{type(self).__name__}.add_grad")
         if self._gradient is None:
             self._gradient = _zeros_like(self.param_dict)
         for total, gradient in _pairs(self._gradient, grad_dict):
@@ -192,7 +203,8 @@ class BaseOptimizer(abc.ABC):
         if self.clip_norm is None:
             return None
         xp = backend_of(gradients[0]).xp
-        squares = [xp.sum(xp.square(g)) for g in gradients]
+        # In order of the elements, however they lie in memory: sums have the same bits then.
+        squares = [xp.sum(xp.square(xp.reshape(g, (-1,)))) for g in gradients]
         norm = xp.sqrt(xp.sum(xp.stack(squares)))
         return xp.clip(self.clip_norm / (norm + CLIP_EPS), None, 1.0)
 
@@ -268,12 +280,16 @@ class BaseOptimizer(abc.ABC):
         """Takes over a saved state, copying into the live arrays.
 
         The state of another kind of optimizer gives its epoch alone: moments and steps start at zero, with a warning.
-        Raises ValueError naming a missing, foreign or misshapen key; nothing is changed then.
+        Raises ValueError naming a missing, foreign or misshapen key, TypeError for what is no array of real numbers;
+        nothing is changed then.
         """
         own, saved = type(self).__name__, str(state_dict.get("name", type(self).__name__))
         for key in ("steps", "epoch"):
             if key not in state_dict:
                 raise ValueError(f"{own}.load: {key} is missing")
+            number, is_number = state_dict[key], isinstance(state_dict[key], Real)
+            if not is_number or not 0 <= number < MOST_STEPS:
+                raise ValueError(f"{own}.load: {key} is {number!r}; it must be a number of at least 0")
         moments = {k: v for k, v in state_dict.items() if k not in ("name", "steps", "epoch")}
         if saved != own:
             self.epoch = state_dict["epoch"]
@@ -286,8 +302,9 @@ class BaseOptimizer(abc.ABC):
         steps, epoch = int(state_dict["steps"]), state_dict["epoch"]
         here = {k: x for k, x in self.save().items() if "/" in k}
         check_matches(moments, {k: tuple(x.shape) for k, x in here.items()}, f"{own}.load")
+        values = {key: backend_of(array).asarray(moments[key], dtype=array.dtype) for key, array in here.items()}
         for key, array in here.items():
-            array[...] = backend_of(array).asarray(moments[key], dtype=array.dtype)
+            array[...] = values[key]
         self.steps, self.epoch = steps, epoch
 
     def reset(self) -> None:
@@ -322,7 +339,7 @@ class BaseOptimizer(abc.ABC):
             flats = tuple(m.flat for m in moments if isinstance(m, Parameters))
             return [_Group(self.param_dict.flat, flats, self.param_dict.n_weights)]
         return [
-            _Group(p, tuple(m[name] for m in moments), 0 if is_bias(name) else p.size)
+            _Group(backend_of(p).asarray(p), tuple(m[name] for m in moments), 0 if is_bias(name) else p.size)
             for name, p in self.param_dict.items()
         ]
 
@@ -352,6 +369,20 @@ def _number(owner: str, name: str, value: float, wanted: str) -> float:
     return number
 
 
+def _check_parameter(name: str, array: Any) -> None:
+    """Raises TypeError or ValueError unless this is an array of floats that can be updated in place."""
+    kind = dtype_name(array) if hasattr(array, "dtype") and not isinstance(array, np.generic) else ""
+    if not kind.startswith("float"):
+        held = f"an array of {kind}" if kind else f"a {type(array).__name__}"
+        raise TypeError(f"{name} is {held}; give an array of floats, which is updated in place")
+    if isinstance(array, np.ndarray):
+        as_array(array, name)  # refuses masked values
+        if not array.flags.writeable:
+            raise ValueError(f"{name} is read-only, and parameters are updated in place; give a copy")
+        if array.size and any(step == 0 and count > 1 for step, count in zip(array.strides, array.shape, strict=True)):
+            raise ValueError(f"{name} has elements that share memory (a stride of 0); give a copy")
+
+
 def _shapes(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(x.shape) for name, x in arrays.items()}
 
@@ -359,7 +390,7 @@ def _shapes(arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
 def _zeros_like(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
     if isinstance(arrays, Parameters):
         return arrays.zeros_like()
-    return {name: backend_of(x).xp.zeros_like(x) for name, x in arrays.items()}
+    return {name: backend_of(x).zeros(tuple(x.shape), dtype_name(x)) for name, x in arrays.items()}
 
 
 def _arrays(arrays: Mapping[str, Array]) -> list[Array]:
@@ -380,9 +411,18 @@ def _in_groups(gradient: Mapping[str, Array], like: Mapping[str, Array]) -> list
     """Gradients in the order and form of the groups made of `like`. Raises ValueError naming a key that is off."""
     if isinstance(like, Parameters) and isinstance(gradient, Parameters):
         return [gradient.flat]
-    check_matches(gradient, _shapes(like), "gradient")
     if isinstance(like, Parameters):
         joined = like.zeros_like()
         joined.copy_from(gradient, "gradient")
         return [joined.flat]
-    return [gradient[name] for name in like]
+    taken = _taken(gradient, like, "gradient")
+    # In the parameters' dtype, as `add_grad` has it: the square of a gradient of uint8 or float16 would overflow.
+    return [backend_of(p).asarray(taken[name], dtype=dtype_name(p)) for name, p in like.items()]
+
+
+def _taken(gradient: Mapping[str, Array], like: Mapping[str, Array], what: str) -> Mapping[str, Array]:
+    """A gradient that goes with the parameters; TypeError or ValueError, naming the key, where it does not."""
+    check_matches(gradient, _shapes(like), what)
+    if isinstance(gradient, Parameters):
+        return gradient
+    return {name: as_array(x, f"{what}: {name}", backend_of(x)) for name, x in gradient.items()}

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from catopt_xp.backend import Array, backend_of
 from catopt_xp.checkpoint import npz_path
-from catopt_xp.files import keep_copy
+from catopt_xp.files import Mark, keep_copy, mark
 from catopt_xp.history import History
 from catopt_xp.network import BaseRegressionModel
 from catopt_xp.optim import BaseOptimizer
@@ -119,7 +119,8 @@ class Checkpointing:
     """Writes a checkpoint every `every` epochs (None: when evaluated), and when the run ends or is stopped.
 
     `filename`: `.npz` is appended when missing; each checkpoint replaces the one before. What another run left there is
-    kept beside it as `…_previous.npz`, which `notice` is told; `keeps=False` leaves that to another process. With
+    kept beside it as `…_previous.npz`, and so is what another run leaves there meanwhile, which `notice` is told;
+    `keeps=False` leaves that to another process. With
     `every_steps`, also after so many updates and their multiples, as far as an epoch ends there; within epochs, `train`
     asks `falls_on` of its own. Raises ValueError when `every` is below 1, OSError for a file that cannot be written.
     """
@@ -139,6 +140,8 @@ class Checkpointing:
         self.path = npz_path(filename)
         self.every, self.every_steps, self.notice, self.keeps = every, every_steps, notice, keeps
         self.written: Path | None = None  # of this run
+        self._left: Mark | None = None
+        self._shared = False  # whether another run was seen to write there
 
     def on_epoch(self, state: TrainState) -> None:
         """Saves where that is due."""
@@ -152,12 +155,20 @@ class Checkpointing:
 
     def write(self, state: TrainState) -> None:
         """Saves now."""
-        own = self.written
-        if self.keeps and self.path.exists() and not (own is not None and own.exists() and own.samefile(self.path)):
+        found, own = mark(self.path), self.written
+        ours = found is not None and own is not None and own.exists() and own.samefile(self.path)
+        changed = ours and self._left not in (None, found)
+        if self.keeps and found is not None and (changed or not ours):
             previous = self.path.with_name(f"{self.path.stem.removesuffix('_latest')}_previous.npz")
             keep_copy(self.path, previous)
-            self.notice(f"{self.path} was of another run, which is kept as {previous}")
+            if not changed:
+                self.notice(f"{self.path} was of another run, which is kept as {previous}")
+            elif not self._shared:
+                told = f"{self.path} is written by something else too, whose last one is kept as {previous}"
+                self.notice(f"{told}: give each run a save_dir or model_name of its own")
+            self._shared = changed
         self.written = state.save(self.path)
+        self._left = mark(self.path)
 
 
 def _buffers(like: Mapping[str, Array]) -> Mapping[str, Array]:

@@ -9,26 +9,28 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from catopt_xp.archives import HostArrays, read_arrays
 from catopt_xp.files import write_whole
+from catopt_xp.texts import plain
 
 FORMAT = "catopt_xp checkpoint"
 VERSION = 1
 
-# What reading a damaged or foreign archive may raise.
-DAMAGE = (ValueError, OSError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
-
-HostArrays = dict[str, np.ndarray[Any, Any]]
-
 
 class CheckpointError(ValueError):
-    """A file that is not a whole, matching checkpoint; the message names the file and what is wrong with it."""
+    """A file that is not a whole, matching checkpoint; the message names the file and what is wrong with it.
+
+    It is one line that can be printed, whatever the file says.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message))
 
 
 def npz_path(filename: str | os.PathLike[str]) -> Path:
@@ -44,8 +46,8 @@ def npz_path(filename: str | os.PathLike[str]) -> Path:
 def write_checkpoint(filename: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Path:
     """Writes host arrays and JSON-able `meta` as one file; returns its path.
 
-    Raises FloatingPointError naming the first array with a NaN or an infinity (nothing is written then), OSError when
-    the file cannot be written.
+    Raises FloatingPointError naming the first array with a NaN or an infinity, ValueError for a name that an archive
+    cannot hold (nothing is written then), OSError when the file cannot be written.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -56,6 +58,9 @@ def write_checkpoint(filename: str | os.PathLike[str], arrays: Mapping[str, Any]
     """
     path = npz_path(filename)
     for key, array in arrays.items():
+        # An archive would cut the name at the zero, or not be written: its parameter would be lost.
+        if "\0" in key or any("\ud800" <= c <= "\udfff" for c in key):
+            raise ValueError(f"{key!r} cannot be a name in an archive, so nothing was saved to {path}: rename it")
         if not is_finite(array):
             raise FloatingPointError(f"{key} has values that are not finite, so nothing was saved to {path}")
     text = json.dumps({"format": FORMAT, "version": VERSION, **meta})
@@ -97,24 +102,13 @@ def read_checkpoint(filename: str | os.PathLike[str]) -> tuple[HostArrays, dict[
         raise FileNotFoundError(f"no checkpoint at {path}")
     if path.is_dir():
         raise CheckpointError(f"{str(filename)!r} is a folder; give the .npz file in it")
-    arrays: HostArrays = {}
-    part = "the archive"
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise CheckpointError(f"{path} is no file but a pipe or a device; give an .npz file")
     try:
-        with zipfile.ZipFile(path) as archive:
-            for part in archive.namelist():
-                arrays[part.removesuffix(".npy")] = _read_member(archive, part)
-    except DAMAGE as error:
-        raise CheckpointError(f"{path}: {part} cannot be read ({error}); the file is damaged or foreign") from error
+        arrays, _ = read_arrays(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; the file is damaged or foreign") from error
     return arrays, _read_meta(path, arrays)
-
-
-def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray[Any, Any]:
-    with archive.open(name) as member:
-        array: np.ndarray[Any, Any] = np.lib.format.read_array(member, allow_pickle=False)
-        # Read to its end, for that is where the checksum is compared.
-        if member.read(1):
-            raise ValueError("it is longer than its header says")
-    return array
 
 
 def _read_meta(path: Path, arrays: HostArrays) -> dict[str, Any]:
@@ -122,11 +116,11 @@ def _read_meta(path: Path, arrays: HostArrays) -> dict[str, Any]:
         raise CheckpointError(f"{path}: meta is missing; it is not a checkpoint of catopt_xp")
     try:
         meta = json.loads(arrays.pop("meta").tobytes().decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: meta is not JSON ({error}); the file is damaged or foreign") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"{path}: meta does not say {FORMAT!r}; the file is foreign")
-    if not isinstance(meta.get("version"), int) or meta["version"] > VERSION:
+    if meta.get("version") != VERSION:
         raise CheckpointError(f"{path}: written in format version {meta.get('version')}, this library reads {VERSION}")
     return meta
 

@@ -14,7 +14,6 @@ import json
 import math
 import re
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -23,7 +22,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 import numpy as np
 
-from catopt_xp.arguments import OPTIMIZER_OPTIONS, REMEMBERED, parse_words
+from catopt_xp.arguments import OPTIMIZER_OPTIONS, REMEMBERED, RENAMED, parse_words, with_flags
 from catopt_xp.backend import Backend, device_report, get_backend
 from catopt_xp.bench import table
 from catopt_xp.bench.workload import Workload
@@ -41,15 +40,17 @@ from catopt_xp.ending import (
     Stdout,
     UsageError,
     check_launch,
+    checkpoint_mark,
     command_line,
     end_failed,
     end_interrupted,
+    ignore_signals,
     leave_stdout,
     one_voice,
-    plain,
     program_again,
     show_warning,
     termination_as_interruption,
+    undisturbed,
     usage,
 )
 from catopt_xp.experiments import SURFACES, compare, optimizer_paths
@@ -62,6 +63,7 @@ from catopt_xp.optim import make_optimizer
 from catopt_xp.plots import plot_benchmark, plot_comparison, plot_history, plot_mini_batch, plot_paths
 from catopt_xp.run_files import read_benchmark, read_history, run_files, run_names
 from catopt_xp.saving import Checkpoint
+from catopt_xp.texts import plain
 from catopt_xp.trained import read_trained, trained_of, trained_on
 from catopt_xp.training import TrainResult, train
 from catopt_xp.tuning import tune
@@ -80,38 +82,40 @@ def main(argv: Sequence[str] | None = None, prog: str = NAME) -> int:
 
 
 def _main(words: Sequence[str], prog: str) -> int:
-    started = time.time()
-    args = argparse.Namespace()
+    args, before = argparse.Namespace(), None
     stdout = sys.stdout and cast(TextIO, Stdout(sys.stdout))  # None where it is closed
-    with warnings.catch_warnings(), redirect_stdout(stdout):
+    with warnings.catch_warnings(), redirect_stdout(stdout), termination_as_interruption():
         warnings.showwarning = show_warning
         try:
             args = _parsed(words, prog)
+            before = checkpoint_mark(args)
             check_launch(getattr(args, "distributed", False))
-            with termination_as_interruption():
-                _COMMANDS[args.command](args)
+            _COMMANDS[args.command](args)
             if stdout is not None:
                 stdout.flush()  # a full disk or a closed pipe is noticed here, not at exit
         except BrokenPipeError:
             return leave_stdout()
         except KeyboardInterrupt as interruption:
-            return end_interrupted(interruption, args, started, prog, words)
+            with undisturbed():
+                return end_interrupted(interruption, args, before, prog, words)
         except Exception as error:
             if getattr(args, "debug", False):
                 raise
-            return end_failed(error)
+            return end_failed(error, args)
     return DONE
 
 
 def entry(prog: str | None = None) -> NoReturn:
     """What the installed `catopt-xp` calls. `prog`: how it was called; None takes the word that stands in sys.argv."""
-    try:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is printed escaped, and no error
-            sys.stdout.reconfigure(errors="backslashreplace")
-        status = main(prog=program_again(sys.argv[0]) if prog is None else prog)
-    except KeyboardInterrupt:
-        print(f"{NAME}: interrupted", file=sys.stderr)
-        status = INTERRUPTED
+    with termination_as_interruption():
+        try:
+            if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is printed escaped, and no error
+                sys.stdout.reconfigure(errors="backslashreplace")
+            status = main(prog=program_again(sys.argv[0]) if prog is None else prog)
+        except KeyboardInterrupt:
+            print(f"{NAME}: interrupted", file=sys.stderr)
+            status = INTERRUPTED
+        ignore_signals()
     sys.exit(status)
 
 
@@ -158,9 +162,11 @@ def _checked_options(args: argparse.Namespace) -> dict[str, Any]:
     options = {option: getattr(args, flag) for flag, option in OPTIMIZER_OPTIONS.items()}
     options = {option: value for option, value in options.items() if value is not None}
     if getattr(args, "recover_from", None) is None or args.optimizer is not None:
-        with usage():
-            weights = {"W0": np.zeros((1, 1), dtype=args.dtype)}
+        weights = {"W0": np.zeros((1, 1), dtype=args.dtype)}
+        try:
             make_optimizer(args.optimizer or "adam", weights, args.learning_rate, **options)
+        except ValueError as error:
+            raise UsageError(with_flags(str(error), [*OPTIMIZER_OPTIONS.values(), *RENAMED])) from error
     return options
 
 
@@ -209,7 +215,7 @@ def _write_results(result: TrainResult, history: Path, tensorboard: Path | None,
 
     def say(text: str) -> None:
         if not quiet:
-            print(text, flush=True)
+            print(plain(text), flush=True)
 
     if tensorboard is not None:
         say(f"to look at it: tensorboard --logdir {command_line([str(tensorboard)])}")
@@ -261,7 +267,8 @@ def _arguments(args: argparse.Namespace) -> dict[str, Any]:
     others = {"command", "debug", "quiet", "tensorboard", "distributed", *OPTIMIZER_OPTIONS}
     given = {name: value for name, value in vars(args).items() if name not in others}
     progress = False if args.quiet and args.progress is None else args.progress
-    return given | {"device": _backend(args), "progress": progress, "verbose": not args.quiet}
+    device = args.device if getattr(args, "distributed", False) else _backend(args)  # ranks choose theirs together
+    return given | {"device": device, "progress": progress, "verbose": not args.quiet}
 
 
 def _backend(args: argparse.Namespace) -> Backend:
@@ -282,7 +289,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     img_shape = args.img_shape or (None if arrays else trained["img_shape"])
     data = load_data(args.data, img_shape, args.train_size, args.dev_size, on_error=args.on_error)
     for notice in data.notices:
-        print(f"note: {notice}")
+        print(f"note: {plain(notice)}")
     if data.classes and trained["classes"] and list(data.classes) != list(trained["classes"]):
         known, given = ", ".join(trained["classes"]), ", ".join(data.classes)
         raise ValueError(f"{args.checkpoint} was trained on the classes {known}; {data.name} has {given}")
@@ -346,10 +353,10 @@ def run_export(args: argparse.Namespace) -> None:
     trained = trained_of(args.checkpoint, img_shape=args.img_shape)
     if kind == "onnx":
         taken = args.input or trained.network.dtype
-        print(f"onnx: {export_onnx(trained, out, taken)}")
+        print(f"onnx: {plain(export_onnx(trained, out, taken))}")
         print(f"it takes X, {INPUTS[taken]}")
     else:
-        print(f"safetensors: {export_safetensors(trained, out)}")
+        print(f"safetensors: {plain(export_safetensors(trained, out))}")
 
 
 def run_bench(args: argparse.Namespace) -> None:
@@ -399,13 +406,13 @@ def run_plot(args: argparse.Namespace) -> None:
             plot_comparison(named, out, args.title, "dev" if args.dev else "train")
         else:
             (plot_mini_batch if args.mini_batch else plot_history)(runs[0], out)
-    print(f"figure: {out}")
+    print(f"figure: {plain(out)}")
 
 
 def run_paths(args: argparse.Namespace) -> None:
     """Draws the optimizers' paths over the three surfaces."""
     plot_paths([optimizer_paths(name) for name in SURFACES], args.out)
-    print(f"figure: {args.out}")
+    print(f"figure: {plain(args.out)}")
 
 
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {

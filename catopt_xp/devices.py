@@ -42,13 +42,13 @@ def fall_back(message: str, strict_device: bool | None) -> None:
 
     Args:
         message: cause and cure, one or two sentences.
-        strict_device: True makes it an error; None means True where CATOPT_XP_STRICT_DEVICE is set, and not to 0.
+        strict_device: True makes it an error; None means True where CATOPT_XP_STRICT_DEVICE is 1.
 
     Raises:
         DeviceError: strict.
     """
     if strict_device is None:
-        strict_device = os.environ.get("CATOPT_XP_STRICT_DEVICE", "0") not in ("", "0")
+        strict_device = strict_by_environment()
     if strict_device:
         raise DeviceError(message)
     package = os.path.dirname(__file__) + os.sep
@@ -56,6 +56,18 @@ def fall_back(message: str, strict_device: bool | None) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
         frame, level = frame.f_back, level + 1
     warnings.warn(f"{message} Running on the CPU.", DeviceFallbackWarning, stacklevel=level)
+
+
+def strict_by_environment() -> bool:
+    """What CATOPT_XP_STRICT_DEVICE says. Raises ValueError for anything but 1 and 0.
+
+    >>> strict_by_environment()
+    False
+    """
+    value = os.environ.get("CATOPT_XP_STRICT_DEVICE", "").strip()
+    if value not in ("", "0", "1"):
+        raise ValueError(f"CATOPT_XP_STRICT_DEVICE is {value!r}: set it to 1, to 0, or not at all")
+    return value == "1"
 
 
 @dataclass(frozen=True)

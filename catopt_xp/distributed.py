@@ -13,16 +13,19 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend import Array, Backend
+from catopt_xp.backend import Array, Backend, DeviceError, NumpyBackend, get_backend
 from catopt_xp.data.decoding import decode_files
+from catopt_xp.devices import fall_back
 from catopt_xp.engines import PlainEngine, Settings, check_failure, panel_obstacle
+from catopt_xp.engines.cuda import CoresEngine, CudaEngine
+from catopt_xp.engines.cuda_ranks import CoresRankEngine, CudaRankEngine
 from catopt_xp.engines.panels import PANEL, grain, subtrees
 from catopt_xp.machine import thread_count
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
@@ -109,6 +112,10 @@ class Ranks:
         """This rank's fair part of the threads that there are for all ranks on this machine."""
         here = 1 if self.comm is None else self.comm.allgather(platform.node()).count(platform.node())
         return max(1, thread_count() // here)
+
+    def place(self) -> int:
+        """How many ranks before this one are on this machine."""
+        return 0 if self.comm is None else self.comm.allgather(platform.node())[: self.rank].count(platform.node())
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
@@ -246,18 +253,90 @@ def rank_engine(
     """
     if engine == "plain":
         raise ValueError('ranks train with the panel engine, "plain" is asked for: leave engine at "auto"')
-    obstacle = panel_obstacle(model, optimizer, samples, backend, settings)
-    if obstacle is not None:
-        raise ValueError(f"ranks train with the panel engine, which cannot run this: {obstacle}")
+    with ranks.agreed():
+        obstacle = panel_obstacle(model, optimizer, samples, backend, settings)
+        if obstacle is not None:
+            cure = ': take device "cpu"' if backend.name == "cupy" else ""
+            raise ValueError(f"ranks train with the panel engine, which cannot run this: {obstacle}{cure}")
+    assert isinstance(model, DeepNetwork)
+    why = f"each of {ranks.size} ranks its panels"
+    parts = model, optimizer, samples, targets, backend, settings
+    if backend.name == "cupy":
+        made = _gpu_engine(ranks, *parts)
+        return made, f"{why}, on a GPU of its own; sums {made.transport.name}"
     from catopt_xp.engines.cpu import PanelEngine  # needs numba
     from catopt_xp.engines.ranks import RankEngine
 
-    assert isinstance(model, DeepNetwork)
     failure = check_failure(PanelEngine, model, optimizer, samples, backend, settings)
     if failure is not None:
         raise RuntimeError(f"the panel engine failed its check on rank {ranks.rank}: {failure}")
-    made = RankEngine(ranks, model, optimizer, samples, targets, backend, settings)
-    return made, f"each of {ranks.size} ranks its panels"
+    return RankEngine(ranks, *parts), why
+
+
+def _gpu_engine(
+    ranks: Ranks,
+    model: DeepNetwork,
+    optimizer: BaseOptimizer,
+    samples: Array,
+    targets: Array,
+    backend: Backend,
+    settings: Settings,
+) -> CudaRankEngine:
+    """The fastest that passes its check on every rank's GPU. Raises RuntimeError where none does."""
+    for kind, make in ((CudaEngine, CudaRankEngine), (CoresEngine, CoresRankEngine)):
+        with ranks.agreed():
+            failure = check_failure(kind, model, optimizer, samples, backend, settings)
+        if not ranks.any(failure is not None):
+            return make(ranks, model, optimizer, samples, targets, backend, settings)
+    with ranks.agreed():
+        if failure is not None:
+            raise RuntimeError(f"the panel engine failed its check on rank {ranks.rank}: {failure}")
+    raise AssertionError("a rank that failed says so")
+
+
+def rank_backend(ranks: Ranks, device: Any, strict_device: bool | None) -> Backend:
+    """Where this rank trains: on a GPU of its own, or, where one rank has none, all on CPUs. Arguments as for
+    `get_backend`, whose backends are taken as they are, but "cuda:N". Warns and raises as it does.
+    """
+    if isinstance(device, Backend):
+        return device
+    with ranks.agreed():
+        wanted = os.environ.get("CATOPT_XP_DEVICE") or device if device == "auto" else device
+        if wanted not in ("auto", "cpu", "cuda"):
+            raise ValueError(f'ranks take a device each, not {wanted!r}: choose "auto", "cpu" or "cuda"')
+    if wanted == "cpu":
+        return get_backend("cpu")
+    backend, cause = _own_gpu(ranks, wanted)
+    causes = [cause] if ranks.comm is None else ranks.comm.allgather(cause)
+    told = next((text for text in causes if text), None)
+    if told is None:
+        return backend
+    if wanted == "cuda":
+        with ranks.agreed():
+            fall_back(f"ranks cannot train on GPUs: {told}.", strict_device)
+    return NumpyBackend(f"ranks cannot train on GPUs: {told}")
+
+
+def _own_gpu(ranks: Ranks, wanted: str) -> tuple[Backend, str]:
+    """The GPU for this rank, of those that it sees, or why there is none: no two ranks have the same."""
+    number, place, cause = ranks.place(), None, ""
+    try:
+        backend = get_backend(wanted, strict_device=True)
+        if number and backend.name == "cupy":
+            with suppress(DeviceError):  # a launcher may show each rank one GPU alone
+                backend = get_backend(f"cuda:{number}", strict_device=True)
+    except DeviceError as error:
+        backend, cause = NumpyBackend(), f"rank {ranks.rank}: {str(error).rstrip('.')}"
+    if backend.name == "cupy":
+        bus = backend.xp.cuda.runtime.deviceGetPCIBusId(int(backend.device.removeprefix("cuda:")))
+        place = platform.node(), bus
+    elif not cause:
+        cause = f"rank {ranks.rank}: {backend.reason}"
+    places = [place] if ranks.comm is None else ranks.comm.allgather(place)
+    sharing = places.count(place)
+    if place is not None and sharing > 1:
+        cause = f"{sharing} ranks on {place[0]} would share one GPU: start as many ranks as there are GPUs"
+    return backend, cause
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -282,4 +361,4 @@ def world() -> Any:
     return MPI.COMM_WORLD
 
 
-__all__ = ["RankError", "Ranks", "launched", "rank_engine", "world"]
+__all__ = ["RankError", "Ranks", "launched", "rank_backend", "rank_engine", "world"]

@@ -17,11 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from catopt_xp.arguments import RENAMED, with_flags
 from catopt_xp.data.dataset import DataArgumentError
 from catopt_xp.distributed import launched
+from catopt_xp.files import Mark, mark
 from catopt_xp.flag_groups import NAME
 from catopt_xp.running import Interrupted
 from catopt_xp.signals import ASKING_TO_END, is_to_be_ignored
+from catopt_xp.texts import plain
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 LOADING = "catopt_xp.data.sources"  # the module in which a run is, while its data are read, decoded or drawn
@@ -62,25 +65,31 @@ def check_launch(distributed: bool) -> None:
         raise UsageError(f"{told}: train --distributed shares the work; leave mpiexec out for anything else")
 
 
-def end_failed(error: Exception) -> int:
-    """Says an error in one line on stderr, and returns the exit status that says whose it is."""
-    print(f"{NAME}: error: {one_line(error)}", file=sys.stderr)
+def end_failed(error: Exception, args: argparse.Namespace) -> int:
+    """Says an error in one line on stderr, and returns the exit status that says whose it is. `args`: parsed flags."""
+    arguments = [name for name in {**vars(args), **RENAMED} if "_" in name]  # others may be words of the message
+    print(f"{NAME}: error: {with_flags(one_line(error), arguments)}", file=sys.stderr)
     if isinstance(error, StdoutError):
         return leave_stdout()
     return BAD_USAGE if isinstance(error, UsageError | DataArgumentError) else FAILED
 
 
 def end_interrupted(
-    interruption: KeyboardInterrupt, args: argparse.Namespace, started: float, prog: str, words: Sequence[str]
+    interruption: KeyboardInterrupt, args: argparse.Namespace, before: Mark | None, prog: str, words: Sequence[str]
 ) -> int:
     """Says on stderr what an interruption left and how to go on, and returns the exit status.
 
-    `args`: the parsed flags, as far as there are any. `started`: when the command began, in seconds of time.time().
+    `args`: the parsed flags, as far as there are any. `before`: `checkpoint_mark(args)` when the command began.
     `prog`, `words`: what was typed.
     """
-    for line in _about_interruption(interruption, args, started, prog, words):
+    for line in _about_interruption(interruption, args, before, prog, words):
         print(line, file=sys.stderr)
     return INTERRUPTED
+
+
+def checkpoint_mark(args: argparse.Namespace) -> Mark | None:
+    """Changes when `train` writes its checkpoint. None: there is no checkpoint, or the command has none."""
+    return mark(_checkpoint(args)) if hasattr(args, "save_dir") else None
 
 
 @contextmanager
@@ -94,13 +103,38 @@ def termination_as_interruption() -> Iterator[None]:
         raise KeyboardInterrupt
 
     asking = [number for number in ASKING_TO_END if number != signal.SIGINT and not is_to_be_ignored(number)]
-    previous = {number: signal.signal(number, interrupt) for number in asking}
+    with _handled(asking, interrupt):
+        yield
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals that ask to end do nothing meanwhile: the end has begun, and is told. Some programs send them twice."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _handled(ASKING_TO_END, signal.SIG_IGN):
+        yield
+
+
+def ignore_signals() -> None:
+    """From now on: the exit status is known, and nothing is left to be interrupted but the end of the interpreter."""
+    if threading.current_thread() is threading.main_thread():
+        for number in ASKING_TO_END:
+            signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _handled(numbers: Sequence[int], handler: Any) -> Iterator[None]:
+    """`handler` for these signals; afterwards, unless another was set meanwhile, what there was before."""
+    previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            # A handler that was not set from Python is None here, and cannot be put back: the default is.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number, before in previous.items():
+            if signal.getsignal(number) is handler:
+                # A handler that was not set from Python is None here, and cannot be put back: the default is.
+                signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
 def program_again(called: str) -> str:
@@ -117,7 +151,7 @@ def command_line(words: Sequence[str]) -> str:
 
 
 def _about_interruption(
-    interruption: KeyboardInterrupt, args: argparse.Namespace, started: float, prog: str, words: Sequence[str]
+    interruption: KeyboardInterrupt, args: argparse.Namespace, before: Mark | None, prog: str, words: Sequence[str]
 ) -> list[str]:
     """Lines that say what was saved, where something was, and the exact command that goes on from there."""
     command = getattr(args, "command", None)
@@ -128,7 +162,7 @@ def _about_interruption(
     if isinstance(interruption, Interrupted):
         saved, where = interruption.checkpoint, f" in epoch {interruption.epoch}"
     else:  # at once, at the second Ctrl-C, or between two runs of a comparison
-        saved, where = _saved_since(started, args), ""
+        saved, where = _saved_since(before, args), ""
     first = f"{NAME}: interrupted{where}; saved {saved}" if saved else f"{NAME}: interrupted{where}"
     if command == "compare":  # it finds by itself what its folder holds
         return [first, f"to resume: {prog} {command_line(words)}"]
@@ -140,10 +174,14 @@ def _about_interruption(
     return [first, f"to resume: {started_by}{prog} {command_line(words)}"]
 
 
-def _saved_since(started: float, args: argparse.Namespace) -> Path | None:
+def _saved_since(before: Mark | None, args: argparse.Namespace) -> Path | None:
     """The checkpoint of `train`, if it was written since then."""
-    file = args.save_dir / f"{getattr(args, 'model_name', '')}_latest.npz"
-    return file if file.exists() and file.stat().st_mtime >= started else None
+    return _checkpoint(args) if checkpoint_mark(args) not in (None, before) else None
+
+
+def _checkpoint(args: argparse.Namespace) -> Path:
+    folder: Path = args.save_dir
+    return folder / f"{getattr(args, 'model_name', '')}_latest.npz"
 
 
 def _without(words: Sequence[str], flag: str) -> list[str]:
@@ -169,6 +207,8 @@ def one_line(error: Exception) -> str:
     elif isinstance(error, MemoryError):
         text = f"out of memory{f' ({error})' * bool(str(error))}: choose a smaller --img-shape, --train-size,"
         text += " --hidden or --batch-size"
+    elif isinstance(error, RuntimeError) and "start new thread" in str(error):  # its words, in every Python
+        text = f"out of memory for threads, or of threads ({error}): set OMP_NUM_THREADS=1, or raise ulimit -v or -u"
     else:
         text = str(error)
     ours = (
@@ -176,15 +216,6 @@ def one_line(error: Exception) -> str:
     )
     told = text if isinstance(error, ours) and text else f"{type(error).__name__}: {text} (--debug shows where)"
     return plain(" ".join(told.split()))
-
-
-def plain(text: str) -> str:
-    r"""The text with what cannot be printed escaped: it neither breaks a line nor moves the cursor.
-
-    >>> print(plain("two\nlines"))
-    two\nlines
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def show_warning(

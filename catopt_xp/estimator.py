@@ -29,8 +29,8 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from catopt_xp.backend import Array, Backend, get_backend
-from catopt_xp.estimator_arrays import as_host, backend_for, checked, checked_weights, home_of, like
-from catopt_xp.estimator_fit import MOST_SAMPLES, Perceptron
+from catopt_xp.estimator_arrays import as_host, backend_for, checked_samples, checked_weights, home_of, in_kind_of
+from catopt_xp.estimator_fit import MOST_SAMPLES, FittedNetwork
 from catopt_xp.estimator_labels import Labels
 from catopt_xp.estimator_rules import check_parameters, layer_sizes
 from catopt_xp.estimator_training import answers
@@ -43,7 +43,7 @@ HostArray = NDArray[Any]
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
 
-class _Estimator(Perceptron, BaseEstimator):  # type: ignore[misc]
+class _Estimator(FittedNetwork, BaseEstimator):  # type: ignore[misc]
     """What both estimators share: the checks of what they are given, and where they train and predict."""
 
     def _targets(self, y: HostArray, first: bool, incremental: bool) -> HostArray:
@@ -123,9 +123,9 @@ class _Estimator(Perceptron, BaseEstimator):  # type: ignore[misc]
         home, options = home_of(X, self.device), {"multi_output": True, "y_numeric": isinstance(self, RegressorMixin)}
         if home is None:
             kinds = {"dtype": self._kinds(X), "order": "C"}
-            X, y = validate_data(self, as_host(X), as_host(y), reset=first, **options, **kinds)
+            X, y = validate_data(self, as_host(X), as_host(y, "y"), reset=first, **options, **kinds)
         else:
-            X, y = checked(X, home, self.pixels), validate_data(self, y=as_host(y), **options)
+            X, y = checked_samples(X, home, self.pixels), validate_data(self, y=as_host(y, "y"), **options)
             validate_data(self, X, reset=first, skip_check_array=True)
             if len(y) != X.shape[0]:
                 raise ValueError(f"X has {X.shape[0]} samples, and y has {len(y)}")
@@ -137,7 +137,7 @@ class _Estimator(Perceptron, BaseEstimator):  # type: ignore[misc]
         home = home_of(X, self.device)
         if home is None:
             return validate_data(self, as_host(X), dtype=self._kinds(X), order="C", reset=False), None
-        X = checked(X, home, self.pixels)
+        X = checked_samples(X, home, self.pixels)
         validate_data(self, X, reset=False, skip_check_array=True)
         return X, home
 
@@ -291,27 +291,29 @@ class MLPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> Any:
         """The most probable class of each of X (m, n_x): (m,); of each label whether it holds, (m, k), multi-label."""
-        return like(self._predicted(X), X, self.device)
+        return in_kind_of(self._predicted(X), X, self.device)
 
     def predict_proba(self, X: Any) -> Any:
         """The probability of each class, in the order of `classes_`, for X (m, n_x): (m, classes)."""
         answer, backend = self._answer(X)
         with backend.activate():
-            return like(self._labels.probabilities(answer, backend.xp), X, self.device)
+            return in_kind_of(self._labels.probabilities(answer, backend.xp), X, self.device)
 
     def predict_log_proba(self, X: Any) -> Any:
         """The logarithm of `predict_proba`, -inf where that is 0."""
         answer, backend = self._answer(X)
         with backend.activate(), np.errstate(divide="ignore"):
-            return like(backend.xp.log(self._labels.probabilities(answer, backend.xp)), X, self.device)
+            return in_kind_of(backend.xp.log(self._labels.probabilities(answer, backend.xp)), X, self.device)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of samples X (m, n_x) whose class (all of whose labels) is y, weighed by `sample_weight` (m,)."""
-        return float(accuracy_score(as_host(y), self._predicted(X), sample_weight=as_host(sample_weight)))
+        return float(
+            accuracy_score(as_host(y, "y"), self._predicted(X), sample_weight=as_host(sample_weight, "sample_weight"))
+        )
 
     def _predicted(self, X: Any) -> HostArray:
         answer, backend = self._answer(X)
-        labels: HostArray = self._labels.decode(backend.to_host(answer))
+        labels: HostArray = self._labels.decode(backend.to_host(answer))  # sync
         return labels
 
     def _targets(self, y: HostArray, first: bool, incremental: bool) -> HostArray:
@@ -411,11 +413,13 @@ class MLPRegressor(MultiOutputMixin, RegressorMixin, _Estimator):  # type: ignor
         """The predicted numbers for X (m, n_x): (m,), or (m, outputs) where there are several."""
         answer, backend = self._answer(X)
         with backend.activate():
-            return like(answer[0, :] if self.n_outputs_ == 1 else answer.T, X, self.device)
+            return in_kind_of(answer[0, :] if self.n_outputs_ == 1 else answer.T, X, self.device)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """R² of the predictions for X (m, n_x), y (m,) or (m, outputs), weighed by `sample_weight` (m,)."""
-        return float(r2_score(as_host(y), as_host(self.predict(X)), sample_weight=as_host(sample_weight)))
+        return float(
+            r2_score(as_host(y, "y"), as_host(self.predict(X)), sample_weight=as_host(sample_weight, "sample_weight"))
+        )
 
     def _targets(self, y: HostArray, first: bool, incremental: bool) -> HostArray:
         if self.loss == "poisson" and (y < 0).any():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from catopt_xp.arrays import as_array
 from catopt_xp.backend import Array, Backend, asnumpy, backend_of, get_backend
 from catopt_xp.parameters import dtype_name
 
@@ -53,11 +54,22 @@ def _usual_device(wish: str | None) -> str:
     return get_backend("auto").device
 
 
-def as_host(X: Any) -> Any:
+def as_host(X: Any, name: str = "X") -> Any:
     """X as host data that scikit-learn checks: an array of another library as NumPy's, anything else as it is.
 
-    Raises TypeError for an array that its library does not hand out.
+    NumPy's arrays come aligned, and in the machine's byte order, without which scikit-learn would make float64 of
+    float32.
+    Raises TypeError for an array that its library does not hand out, ValueError, naming it, for masked values.
+
+    >>> as_host(np.zeros(1, dtype=">f4")).dtype
+    dtype('float32')
     """
+    if isinstance(X, np.ndarray):
+        if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+            raise ValueError(
+                f"{name} has masked values, which are no numbers: fill them first, as {name}.filled(0) does"
+            )
+        return X if X.dtype.isnative and X.flags.aligned else np.array(X, dtype=X.dtype.newbyteorder("="))
     if not is_foreign(X):
         return X
     try:
@@ -66,7 +78,7 @@ def as_host(X: Any) -> Any:
         raise TypeError(f"a {type(X).__name__} of {X.dtype} cannot be read by NumPy ({error}); convert it") from error
 
 
-def like(values: Array, X: Any, device: str | Backend) -> Any:
+def in_kind_of(values: Array, X: Any, device: str | Backend) -> Any:
     """An answer in the library of X, where X lies, if it is an array of another library; else as NumPy's.
 
     `device`: as for `home_of`. Answers that other libraries cannot hold, such as names of classes, stay NumPy's.
@@ -87,7 +99,7 @@ def _library_of(X: Any) -> Any:
     return sys.modules[type(X).__module__.partition(".")[0]]
 
 
-def checked(X: Array, home: Backend, pixels: bool) -> Array:
+def checked_samples(X: Array, home: Backend, pixels: bool) -> Array:
     """Rows of numbers (m, n_x) on a device as they are trained on: float32, float64, or uint8 where they are `pixels`.
 
     Other numbers become float64. Raises TypeError or ValueError, saying in a line what is wrong.
@@ -119,7 +131,7 @@ def checked_weights(sample_weight: Any, m: int) -> np.ndarray[Any, Any]:
     Traceback (most recent call last):
     ValueError: sample_weight is zero for every sample; there is nothing to learn
     """
-    weights = np.asarray(as_host(sample_weight), dtype=np.float64)
+    weights = np.asarray(as_array(as_host(sample_weight, "sample_weight"), "sample_weight"), dtype=np.float64)
     if weights.shape != (m,):
         raise ValueError(f"sample_weight has shape {weights.shape}; give ({m},), a number for each sample")
     if not np.isfinite(weights).all():

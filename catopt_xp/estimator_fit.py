@@ -26,7 +26,7 @@ FEW_BATCHES = 4  # in a call of `partial_fit`, up to which packing for the panel
 MOST_SAMPLES = 200  # of a mini-batch, where batch_size is "auto"
 
 
-class Perceptron:
+class FittedNetwork:
     """A network, the optimizer that trains it, and scikit-learn's record of that: attributes that end in `_`.
 
     The parameters (`alpha`, `solver`, …) are those of the estimator that this is a part of.
@@ -107,7 +107,7 @@ class Perceptron:
     def _publish(self) -> None:
         """`coefs_` (n_in, n_out) and `intercepts_` (n_out,): views of the network's arrays, or a GPU's copied."""
         network = self._network
-        host = {name: network.backend.to_host(x) for name, x in network.save().items()}
+        host = {name: network.backend.to_host(x) for name, x in network.save().items()}  # sync
         self.coefs_ = [host[f"W{k}"].T for k in range(network.layers)]
         self.intercepts_ = [host[f"b{k}"].reshape(-1) for k in range(network.layers)]
         self._published = [*self.coefs_, *self.intercepts_]
@@ -245,7 +245,7 @@ class Perceptron:
 
     def _judge_score(self, samples: Array, y: HostArray, weights: HostArray | None, tol: float, verbose: Any) -> bool:
         """Whether the score on the validation set is the best so far; a NaN never is."""
-        answer = self._network.backend.to_host(answers(self._network, samples))
+        answer = self._network.backend.to_host(answers(self._network, samples))  # sync
         score = self._score_of(answer, y, weights) if np.isfinite(answer).all() else math.nan
         assert self.validation_scores_ is not None
         self.validation_scores_.append(score)

@@ -35,7 +35,7 @@ class Cost:
             parameters.flat[...] = backend.asarray(x)
             network.forward_rows(self.samples, slice(0, self.samples.shape[0]))
             loss = float(network.backward(self.targets)) * self.loss_scale  # sync
-            gradient = np.array(backend.to_host(network.get_grad_dict().flat))
+            gradient = np.array(backend.to_host(network.get_grad_dict().flat))  # sync
         weights = x[: parameters.n_weights]
         gradient[: parameters.n_weights] += self.penalty / self.size * weights
         return loss + 0.5 * self.penalty / self.size * float(weights @ weights), gradient
@@ -43,7 +43,7 @@ class Cost:
 
 def minimise(cost: Cost, tol: float, max_iter: int, max_fun: int) -> OptimizeResult:
     """Minimises the cost from the network's weights on, which in the end are the best found; SciPy's result."""
-    start = np.array(cost.network.backend.to_host(cost.network.save().flat))
+    start = np.array(cost.network.backend.to_host(cost.network.save().flat))  # sync
     options = {"maxfun": int(max_fun), "maxiter": int(max_iter), "gtol": float(tol)}
     result = minimize(cost, start, method="L-BFGS-B", jac=True, options=options)
     cost.network.save().flat[...] = cost.network.backend.asarray(result.x)

@@ -28,6 +28,7 @@ from catopt_xp.optim import OPTIMIZERS, make_optimizer
 from catopt_xp.plots import plot_comparison
 from catopt_xp.saving import Checkpoint
 from catopt_xp.schedules import Scheduler, const_lr, describe, get_hyperbola_func
+from catopt_xp.texts import plain
 from catopt_xp.training import train
 
 BATCH_SIZE = 64  # of the comparisons that do not vary it
@@ -129,7 +130,7 @@ def compare(
     say(f"comparison {kind} on {backend.device} ({backend.reason}), in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     data_set = load_data(data, img_shape, train_size, dev_size, on_error=on_error, progress=progress)
-    for text in (f"the data were loaded in {sum(data_set.timings.values()):.1f} s", *data_set.notices):
+    for text in (f"the data were loaded in {sum(data_set.timings.values()):.1f} s", *map(plain, data_set.notices)):
         say(text)
     # Loading belongs to no single run. The digest is part of the name, as `train` keeps the name in every checkpoint
     # and history: without it another set of this name and shape would be given the results of this one.

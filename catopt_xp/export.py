@@ -22,6 +22,7 @@ from catopt_xp.functional import PIXEL_SCALE
 from catopt_xp.layout import checked_layout
 from catopt_xp.network import DeepNetwork
 from catopt_xp.parameters import check_matches, layer_shapes
+from catopt_xp.saving import ARCHITECTURE
 from catopt_xp.trained import DAMAGE, Trained, trained_of
 from catopt_xp.version import __version__
 
@@ -307,12 +308,16 @@ def load_safetensors(filename: PathLike) -> DeepNetwork:
     path = path if path.exists() else _with_ending(path, ".safetensors")
     if not path.exists():
         raise FileNotFoundError(f"no safetensors file at {path}")
+    if not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
+        raise CheckpointError(f"{path} is no file but a pipe or a device; give a .safetensors file")
     try:
         with library.safe_open(path, framework="np") as file:
             architecture = json.loads((file.metadata() or {})["architecture"])
             units, _ = checked_layout(architecture["neuron_cnt"], architecture["activation_func"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         check_matches(arrays, layer_shapes(units), "weights")  # before a network of that size is made
+        if not set(architecture) <= ARCHITECTURE:
+            raise ValueError(f"unknown {', '.join(set(architecture) - ARCHITECTURE)}")
         for name, array in arrays.items():
             if not is_finite(array):
                 raise ValueError(f"{name} has values that are not finite")
@@ -351,7 +356,7 @@ def _weights(network: DeepNetwork, path: Path, largest: float = np.inf) -> HostA
         raise ValueError(
             f"the weights are {size / 2**30:.1f} GiB, and an ONNX file holds less than 2; export them as safetensors"
         )
-    weights = {name: network.backend.to_host(x) for name, x in network.save().items()}
+    weights = {name: network.backend.to_host(x) for name, x in network.save().items()}  # sync
     for name, x in weights.items():
         if not is_finite(x):
             raise FloatingPointError(f"{name} has values that are not finite, so nothing was saved to {path}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from catopt_xp.files import write_whole
+from catopt_xp.texts import plain
 
 PathLike = str | os.PathLike[str]
 
@@ -29,6 +30,7 @@ MOST_MARKERS = 30  # of a curve, beyond which they would hide it; then they stan
 MARKERS_APART = 0.1  # in diagonals of the panel,
 SHIFTS = 4  # and those of so many curves beside each other, lest one that lies on another hide it
 LONGEST_LINE = 110  # characters of a figure's title
+LONGEST_TITLE = 3 * LONGEST_LINE
 LONGEST_NAME = 24  # characters of a run's name on an axis
 LETTERS_PER_INCH, LETTERS_BESIDE = 11, 7  # in a legend, and those that a label's line takes
 MOST_COLUMNS = 5  # of a legend
@@ -44,6 +46,9 @@ def new_figure(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(f'a figure needs matplotlib ({error}): pip install "catopt-xp[plot]"') from error
+    except ValueError as error:  # a setting that it refuses
+        named = [f"{name} is {value!r}" for name, value in os.environ.items() if name.startswith(("MPL", "MATPLOTLIB"))]
+        raise ImportError(f"matplotlib cannot be imported ({'; '.join([str(error), *named])})") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -53,7 +58,7 @@ def finished(figure: Any, path: PathLike | None, title: str = "") -> Any:
     Raises ValueError for an ending that names no format, OSError when the file cannot be written.
     """
     if title:
-        figure.suptitle(textwrap.fill(title, LONGEST_LINE))
+        figure.suptitle(textwrap.fill(literal(title[:LONGEST_TITLE]), LONGEST_LINE))
     for axes in figure.axes:
         if not axes.has_data():
             axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, color="dimgrey", ha="center", va="center")
@@ -116,6 +121,15 @@ def every(points: int, number: int = 0) -> Any:
 def dot(values: Sequence[Any]) -> str:
     """A marker for a curve of one value, which would show nothing without."""
     return "o" if len(values) == 1 else ""
+
+
+def literal(text: object) -> str:
+    r"""Text of any origin as a figure shows it: without formulas between dollar signs, and without what is no letter.
+
+    >>> print(literal("a$b$c"))
+    a\$b\$c
+    """
+    return plain(text).replace("$", r"\$")
 
 
 def short(name: str, most: int = LONGEST_NAME) -> str:

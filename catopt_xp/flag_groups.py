@@ -228,7 +228,8 @@ def add_device(parser: Parser, trains: bool = False, spreads: bool = False) -> N
         group.add_argument(
             "--distributed",
             action="store_true",
-            help="spread the features over the processes that mpiexec -n N started; needs the extra of that name",
+            help="spread the features over the processes that mpiexec -n N started, each on a GPU of its own if all "
+            "have one, else all on CPUs; needs the extra of that name",
         )
 
 

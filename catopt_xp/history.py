@@ -18,6 +18,7 @@ from typing import Any
 
 from catopt_xp.files import write_whole
 from catopt_xp.plots import BY_EPOCH, BY_EVALUATION, check_history, plot_history
+from catopt_xp.texts import plain
 
 STAGES = ("read", "decode", "move", "train", "wait", "evaluate", "save")
 COLUMNS = ("epoch", *BY_EPOCH, *BY_EVALUATION)  # of the CSV
@@ -66,14 +67,16 @@ class History:
         """A history from JSON text, or from a file. Raises ValueError naming what in it is foreign or does not fit."""
         is_text = isinstance(source, str) and source.lstrip().startswith("{")
         where = "history" if is_text else str(source)
+        if not is_text:
+            _check_file(Path(source))
         try:
             data = json.loads(str(source) if is_text else Path(source).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{where} is not JSON ({error}); give a history written by to_json") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} is not JSON ({error}); give a history as train wrote it") from error
         known = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(data, dict) or not known >= set(data):
             foreign = sorted(set(data) - known) if isinstance(data, dict) else [type(data).__name__]
-            raise ValueError(f"{where} is not a history: unknown {', '.join(foreign)}")
+            raise ValueError(f"{where} is not a history: unknown {plain(', '.join(foreign))}")
         check_history(data, where)
         return cls(**data)
 
@@ -106,7 +109,11 @@ class History:
 
         What is not listed by epoch is empty. Raises ValueError naming what does not fit, OSError.
         """
-        head, *rows = Path(path).read_text(encoding="utf-8").split("\n")[:-1] or [""]
+        _check_file(Path(path))
+        try:
+            head, *rows = Path(path).read_text(encoding="utf-8").split("\n")[:-1] or [""]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no text ({error}); give a CSV as train wrote it") from error
         if head != ",".join(COLUMNS):
             raise ValueError(f"{path} does not begin with the line {','.join(COLUMNS)}; give a CSV as train wrote it")
         data: dict[str, Any] = {"eval_epoch": [], **{name: [] for name in COLUMNS}}
@@ -118,7 +125,7 @@ class History:
                     data["eval_epoch"].append(data["epoch"][-1])
                 for name in (*BY_EPOCH, *BY_EVALUATION):
                     data[name] += [float(values[name])] if values[name] else []
-            except (KeyError, ValueError) as error:
+            except (KeyError, ValueError, OverflowError) as error:
                 raise ValueError(f"{path}, line {number} is no row of a history: {row!r}") from error
         check_history(data, str(path))
         return cls(**data)
@@ -141,3 +148,9 @@ class History:
         total = sum(self.timings.values()) or 1.0
         rows = [f"  {stage:<9}{seconds:9.2f} s  {seconds / total:5.1%}" for stage, seconds in self.timings.items()]
         return "\n".join([f"time by stage{', before the resumption too' * resumed}:", *rows])
+
+
+def _check_file(path: Path) -> None:
+    """Reading a pipe would wait for ever."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is no file but a pipe or a device; give a history as train wrote it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import secrets
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from catopt_xp.arrays import as_array
 from catopt_xp.backend import (
     Backend,
     NumpyBackend,
@@ -20,18 +22,21 @@ from catopt_xp.backend import (
     get_backend,
 )
 from catopt_xp.batch_size import SMALL_SET, choose, measure, rule_of_thumb
+from catopt_xp.checkpoint import CheckpointError
 from catopt_xp.data import DataSet, load_data
 from catopt_xp.data.drawings import drawn_name
-from catopt_xp.data.resident import ResidentSet
+from catopt_xp.data.resident import PIXELS_OR_NUMBERS, ResidentSet
 from catopt_xp.data.stream import StreamedSet
-from catopt_xp.distributed import Ranks
+from catopt_xp.distributed import Ranks, rank_backend
 from catopt_xp.files import remove_stale
+from catopt_xp.labels import as_rows
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import OPTIMIZERS, BaseOptimizer, make_optimizer
 from catopt_xp.plan import DEFAULTS, Plan
 from catopt_xp.saving import Checkpoint
 from catopt_xp.schedules import const_lr, restore
 from catopt_xp.storage import backend_for, choose_storage, place_sets
+from catopt_xp.texts import plain
 
 
 @dataclass
@@ -67,7 +72,8 @@ def prepare(plan: Plan, ranks: Ranks | None = None) -> Job:
         _try_to_write(plan.checkpoint_path)
         remove_stale(plan.checkpoint_path)
     checkpoint = None if plan.recover_from is None else Checkpoint.read(plan.recover_from)
-    backend = get_backend(plan.device, plan.strict_device) if ranks.size == 1 else _backend_of_ranks(plan)
+    device = plan.device, plan.strict_device
+    backend = get_backend(*device) if ranks.size == 1 else rank_backend(ranks, *device)
     _check_data_given(plan, checkpoint)
     dataset = _dataset(plan, backend, ranks)
     n_x = _features(dataset)
@@ -82,7 +88,10 @@ def prepare(plan: Plan, ranks: Ranks | None = None) -> Job:
         notices.append(
             f"the optimizer stands at epoch {optimizer.epoch:g}; this run counts from 0 (recover_from goes on)"
         )
-    usable = backend_for(plan, backend, model, dataset)
+    with ranks.agreed():
+        usable = backend_for(plan, backend, model, dataset)
+    if ranks.any(usable.name == "numpy") and usable.name != "numpy":
+        usable = NumpyBackend("another rank cannot use its GPU for this")
     if usable.device != backend.device:
         notices.append(f"training on {usable.device}: {usable.reason}")
     with usable.activate():
@@ -104,6 +113,8 @@ def _placed(
     start = time.perf_counter()
     storage = choose_storage(plan, dataset, model, backend, checkpoint, ranks)
     train_set, dev_set = place_sets(storage, plan, dataset, model, backend, ranks)
+    if ranks.rank == 0:
+        _warn_of_one_class(backend.to_host(train_set.whole[1]))  # sync
     device_model, device_optimizer = _on_device(model, optimizer, backend)
     backend.synchronize()  # sync
     timings = {"read": 0.0, "decode": 0.0, **dataset.timings, "move": time.perf_counter() - start}
@@ -129,6 +140,14 @@ def _placed(
     )
 
 
+def _warn_of_one_class(labels: np.ndarray[Any, Any]) -> None:
+    """`labels`: of the training set, (·, m), checked. One sample alone may well have one label."""
+    if labels.shape[1] > 1 and (labels == labels[:, :1]).all():
+        label = ", ".join(f"{value:g}" for value in labels[:, 0])
+        told = f"all {labels.shape[1]} samples have the label {label}, and a network learns to answer that to anything"
+        warnings.warn(f"{told}; check Y, or the folders of the classes", stacklevel=5)  # where train is called
+
+
 def _check_data_given(plan: Plan, checkpoint: Checkpoint | None) -> None:
     """A run does not go on with the built-in drawings because its own data were not named again."""
     if checkpoint is None or plan.X is not None or plan.data is not None:
@@ -136,19 +155,14 @@ def _check_data_given(plan: Plan, checkpoint: Checkpoint | None) -> None:
     trained_on = checkpoint.run_state().history.get("run", {}).get("data", drawn_name())
     if trained_on != drawn_name():
         raise ValueError(
-            f"{checkpoint.path} was trained on {trained_on}; give data (--data), or X and Y, to go on with"
+            f"{checkpoint.path} was trained on {plain(trained_on)}; give data (--data), or X and Y, to go on with"
         )
 
 
-def _backend_of_ranks(plan: Plan) -> Backend:
-    """Ranks train on CPUs."""
-    if plan.device != "auto" and get_backend(plan.device).name != "numpy":
-        raise ValueError(f"ranks train on CPUs, not on {plan.device}: take device cpu, or a process of its own")
-    return NumpyBackend("ranks train on CPUs")
-
-
 def _dataset(plan: Plan, backend: Backend, ranks: Ranks) -> DataSet:
-    source = plan.data if plan.X is None else (_array(plan.X, backend), plan.Y, _array(plan.dev_X, backend), plan.dev_Y)
+    source = plan.data
+    if plan.X is not None:
+        source = _array(plan.X, "X", backend), plan.Y, _array(plan.dev_X, "dev_X", backend), plan.dev_Y
     sizes = (plan.train_size, plan.dev_size)
     if ranks.size == 1:
         return load_data(source, plan.img_shape, *sizes, on_error=plan.on_error, progress=plan.progress)
@@ -158,9 +172,14 @@ def _dataset(plan: Plan, backend: Backend, ranks: Ranks) -> DataSet:
 
 
 def _features(dataset: DataSet) -> int:
-    """Those of the whole set: of photographs a rank has its own part already."""
+    """Those of the whole set: of photographs a rank has its own part already. Raises ValueError for none."""
     if dataset.img_shape is None:
-        return int(dataset.train_X.shape[0])
+        shape = tuple(dataset.train_X.shape)
+        if len(shape) != 2:
+            raise ValueError(f"X has shape {shape}; give (n_x, m), a sample in each column")
+        if 0 in shape:
+            raise ValueError(f"X has shape {shape}: there is nothing to train on")
+        return int(shape[0])
     return dataset.img_shape[0] * dataset.img_shape[1] * 3
 
 
@@ -177,12 +196,14 @@ def _keep_columns(dataset: DataSet, ranks: Ranks, n_x: int) -> None:
             setattr(dataset, name, np.ascontiguousarray(asnumpy(X).T[:, share]).T)
 
 
-def _array(X: Any, backend: Backend) -> Any:
+def _array(X: Any, name: str, backend: Backend) -> Any:
     """X as an array that has an `xp`: lists become NumPy's, an array of another library comes onto the device."""
     try:
-        return X if X is None or (hasattr(X, "dtype") and backend_of(X)) else np.asarray(X)
+        if X is None or (hasattr(X, "dtype") and backend_of(X)):
+            return X
     except TypeError:
-        return backend.asarray(X)
+        return as_array(X, name, backend, PIXELS_OR_NUMBERS)
+    return as_array(X, name, wanted=PIXELS_OR_NUMBERS)
 
 
 def _model(plan: Plan, dataset: DataSet, n_x: int, checkpoint: Checkpoint | None) -> BaseRegressionModel:
@@ -222,8 +243,9 @@ def _output_layer(dataset: DataSet) -> tuple[str, int]:
     Classes without names are counted in the labels, which must use every number from 0 on: labels of 0 and 255, say,
     are a mistake, which `check_labels` names.
     """
-    classes, labels = len(dataset.classes), asnumpy(dataset.train_Y)
-    if not classes and labels.dtype.kind in "buif":
+    classes = len(dataset.classes)
+    labels = np.zeros(0) if dataset.train_Y is None else as_rows(dataset.train_Y)
+    if not classes:
         found = np.unique(labels)
         classes = len(found) if np.array_equal(found, np.arange(len(found))) else 0
     return ("softmax", classes) if classes > 2 else ("sigmoid", 1)
@@ -236,17 +258,22 @@ def _optimizer(plan: Plan, model: BaseRegressionModel, checkpoint: Checkpoint | 
         return plan.optimizer
     name, learning_rate, scheduler = plan.optimizer or "adam", plan.learning_rate, plan.lr_scheduler
     options = dict(plan.optimizer_options or {})
-    if plan.optimizer is None and checkpoint is not None:
-        saved = dict(checkpoint.meta["optimizer"])
-        name = str(saved["name"])
-        if name not in [cls.__name__ for cls, _ in OPTIMIZERS.values()]:
-            raise ValueError(f"{plan.recover_from} was trained by {name}, none of the library's; pass optimizer=")
-        kept = dict(saved.get("options", {}))
-        rate, schedule = kept.pop("learning_rate", None), kept.pop("lr_scheduler", None)
-        learning_rate = rate if learning_rate is None else learning_rate
-        scheduler = restore(schedule) if scheduler is None and schedule is not None else scheduler
-        options = kept | options
-    return make_optimizer(name, parameters, learning_rate, lr_scheduler=scheduler or const_lr, **options)
+    if plan.optimizer is not None or checkpoint is None:
+        return make_optimizer(name, parameters, learning_rate, lr_scheduler=scheduler or const_lr, **options)
+    saved = dict(checkpoint.meta["optimizer"])
+    name, kept = str(saved.get("name")), saved.get("options", {})
+    if name not in [cls.__name__ for cls, _ in OPTIMIZERS.values()]:
+        raise ValueError(f"{plan.recover_from} was trained by {plain(name)}, none of the library's; pass optimizer=")
+    if not isinstance(kept, dict):
+        raise CheckpointError(f"{plan.recover_from}: options of its optimizer are missing; the file is damaged")
+    rate, schedule = kept.get("learning_rate"), kept.get("lr_scheduler")
+    learning_rate = rate if learning_rate is None else learning_rate
+    scheduler = restore(schedule) if scheduler is None and schedule is not None else scheduler
+    options = {k: v for k, v in kept.items() if k not in ("learning_rate", "lr_scheduler")} | options
+    try:
+        return make_optimizer(name, parameters, learning_rate, lr_scheduler=scheduler or const_lr, **options)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{plan.recover_from}: its optimizer cannot be made again ({error})") from error
 
 
 def _check_joined(optimizer: BaseOptimizer, parameters: Mapping[str, Any]) -> None:

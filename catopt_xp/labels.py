@@ -6,18 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.backend import asnumpy
+from catopt_xp.arrays import as_array
+from catopt_xp.backend import Array, Backend, backend_of
+from catopt_xp.parameters import dtype_name
 
 HostArray = np.ndarray[Any, Any]
 
+WANTED = "labels are numbers (map class names to 0, 1, … first)"
 
-def as_rows(labels: Any) -> HostArray:
+
+def as_rows(labels: Any, name: str = "Y") -> HostArray:
     """Labels of any library or a list as a host array (·, m); (m,) becomes (1, m).
+
+    Raises TypeError or ValueError, naming the argument, for what is no array of numbers.
 
     >>> as_rows([0, 1]).shape
     (1, 2)
     """
-    rows = np.atleast_1d(asnumpy(labels))
+    rows = np.atleast_1d(as_array(labels, name, wanted=WANTED))
     return rows.reshape(1, -1) if rows.ndim == 1 else rows
 
 
@@ -37,7 +43,7 @@ def check_labels(labels: HostArray, output: str, units: int, dtype: str, name: s
     if labels.ndim != 2 or labels.shape[0] != rows:
         raise ValueError(f"{name} has shape {labels.shape}; this network's {output} output takes ({rows}, m)")
     if labels.dtype.kind not in "buif":
-        raise TypeError(f"{name} holds {labels.dtype}; labels are numbers (map class names to 0, 1, … first)")
+        raise TypeError(f"{name} holds {labels.dtype}; {WANTED}")
     if output == "sigmoid":
         good, wanted = (labels == 0) | (labels == 1), "0 and 1"
     else:
@@ -47,3 +53,23 @@ def check_labels(labels: HostArray, output: str, units: int, dtype: str, name: s
         label = labels[:, sample][~good[:, sample]][0]
         raise ValueError(f"{name} has the label {label} (sample {sample}); a {output} output takes {wanted}")
     return labels.astype(dtype if output == "sigmoid" else np.int64)
+
+
+def labels_for(Y: Any, Y_hat: Any, rows: int | None = None) -> tuple[Backend, Array, Array]:
+    """Where probabilities (n_out, m) lie, their labels, and themselves as floats: 0 and 1 may come as integers.
+
+    `rows`: of the labels, None for those of the probabilities; one row may come as (m,). Raises ValueError or
+    TypeError, naming the argument, for shapes and values that do not fit.
+    """
+    backend = backend_of(Y_hat)
+    Y_hat, Y = as_array(Y_hat, "Y_hat", backend), as_array(Y, "Y", backend, WANTED)
+    kind = dtype_name(Y_hat)
+    Y_hat = backend.asarray(Y_hat, dtype=kind if kind.startswith("float") else "float32")
+    if Y_hat.ndim != 2 or 0 in Y_hat.shape:
+        raise ValueError(f"Y_hat has shape {tuple(Y_hat.shape)}; give (n_out, m), a column for each sample")
+    expected = (rows or Y_hat.shape[0], Y_hat.shape[1])
+    if Y.ndim == 1 and expected[0] == 1:
+        Y = backend.xp.reshape(Y, (1, -1))
+    if tuple(Y.shape) != expected:
+        raise ValueError(f"Y has shape {tuple(Y.shape)}, expected {expected} for Y_hat of shape {tuple(Y_hat.shape)}")
+    return backend, Y, Y_hat

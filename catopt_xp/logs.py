@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from catopt_xp.callbacks import TrainState
+from catopt_xp.files import Mark, mark, write_whole
 from catopt_xp.history import History
 
 # Tag of TensorBoard -> list of the history; what stands before the slash is the group that it is shown in.
@@ -37,11 +39,31 @@ def _named(path: Path) -> Iterator[None]:
         raise OSError(error.errno, told) from error
 
 
+def _append(path: Path, content: bytes, left: Mark | None) -> Mark | None:
+    """Adds to a file all of the content, or nothing; it is closed then, so that others may read it.
+
+    `left`: its mark, as this run left it. Returns the new one; None where another file stands there, which is left so.
+    """
+    with open(path, "ab", buffering=0) as file:
+        if mark(file.fileno()) != left:
+            return None
+        size = os.fstat(file.fileno()).st_size
+        done = 0
+        try:
+            while done < len(content):  # a full disk takes a part, and tells at the next attempt
+                done += file.write(content[done:])
+        except OSError:
+            with suppress(OSError):  # the error that counts is the first
+                file.truncate(size)
+            raise
+        return mark(file.fileno())
+
+
 class CsvLog:
     """Writes `History.to_csv` as the run goes: the columns' names first, then a row after each epoch.
 
     `filename`: replaced when the run begins; its folder is made. A resumed run writes the epochs before it too, each
-    once, whatever stood there. Raises OSError.
+    once, whatever stood there. Where something else writes there meanwhile, the file is replaced again. Raises OSError.
     """
 
     needs_weights = False
@@ -49,26 +71,26 @@ class CsvLog:
     def __init__(self, filename: str | os.PathLike[str]) -> None:
         self.path = Path(filename)
         self._rows: int | None = None  # in the file; None: it is not this run's yet
+        self._left: Mark | None = None  # of the file
 
     def on_epoch(self, state: TrainState) -> None:
         """Adds what the history has and the file has not."""
         history = state.history
         with history.stage("save"):
-            if self._rows is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                history.to_csv(self.path)
-            else:
+            if self._rows is not None:
                 rows = [history.csv_row(k) for k in range(self._rows, len(history.epoch))]
-                # Closed after each, so that others may read it.
-                with _named(self.path), open(self.path, "a", encoding="utf-8", newline="") as file:
-                    file.write("".join(rows))
+                with _named(self.path):
+                    self._left = _append(self.path, "".join(rows).encode(), self._left)
+            if self._left is None:  # it is not this run's yet, or no longer
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._left = write_whole(self.path, lambda file: file.write(history.to_csv().encode()))
             self._rows = len(history.epoch)
 
     def on_end(self, state: TrainState) -> None:
         """Makes ready for another run; one with nothing left to train leaves its file too."""
         if self._rows is None and state.history.epoch:
             self.on_epoch(state)
-        self._rows = None
+        self._rows = self._left = None
 
 
 class JsonLog:
@@ -116,6 +138,7 @@ class TensorBoard:
         self._make_writer, self._make_text = event_file_writer.EventsWriter, summary.text
         self._events, self._summaries = event_pb2, summary_pb2
         self._writer: Any = None
+        self._ahead = 0.0  # of wall time before the steady clock, when the file was opened
         self._written = (0, 0, 0)  # epochs, evaluations, steps
 
     def on_epoch(self, state: TrainState) -> None:
@@ -135,33 +158,43 @@ class TensorBoard:
 
     def _open(self, history: History) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        # The time makes the name its own, also within a second, and keeps the order in which readers take files.
-        self._writer = self._make_writer(str(self.folder / "events"), f".{time.time_ns()}")
+        # The time makes the name its own, also within a second, and keeps the order in which readers take files; where
+        # the clock was set back, the name of the last file does, as the beginning of this one's.
+        now, last = time.time_ns(), max((file.name for file in self.folder.glob("*.tfevents.*")), default="")
+        soonest = f"events.out.tfevents.{now // 10**9}"
+        prefix = last if last[: len(soonest)] > soonest else "events"
+        self._writer = self._make_writer(str(self.folder / prefix), f".{now}")
+        self._ahead = now / 1e9 - time.perf_counter()
         self._written = (0, 0, 0)
         # A start at step 0 tells readers to drop what earlier files have from there on.
         start = self._events.SessionLog(status=self._events.SessionLog.START)
-        self._writer.write_event(self._events.Event(wall_time=time.time(), step=0, session_log=start))
+        self._writer.write_event(self._events.Event(wall_time=self._now(), step=0, session_log=start))
         table = "".join(f"| {name} | {str(value).replace('|', '&#124;')} |\n" for name, value in history.run.items())
-        self._event(time.time(), 0, self._make_text("run", f"| setting | value |\n|---|---|\n{table}"))
+        self._event(self._now(), 0, self._make_text("run", f"| setting | value |\n|---|---|\n{table}"))
+
+    def _now(self) -> float:
+        """Wall time that does not leap while the file is open, whatever is done to the clock."""
+        return self._ahead + time.perf_counter()
 
     def _write(self, history: History) -> None:
         epochs, evaluations, steps = self._written
-        seconds = history.seconds
-        ends = list(accumulate(seconds, initial=time.time() - sum(seconds)))[1:]  # wall time after each epoch
-        for k in range(epochs, len(history.epoch)):
+        now, seconds = self._now(), history.seconds[epochs:]
+        ends = list(accumulate(seconds, initial=now - sum(seconds)))[1:]  # wall time after each epoch from there on
+        for k, end in enumerate(ends, start=epochs):
             values = {tag: getattr(history, name)[k] for tag, name in TAGS_BY_EPOCH.items()}
-            self._scalars(ends[k], history.epoch[k], values)
+            self._scalars(end, history.epoch[k], values)
         for k in range(evaluations, len(history.eval_epoch)):
             epoch = history.eval_epoch[k]
             lists = {tag: getattr(history, name) for tag, name in TAGS_BY_EVALUATION.items()}
             values = {tag: values[k] for tag, values in lists.items() if values}
-            self._scalars(ends[history.epoch.index(epoch)], epoch, values)
+            self._scalars(ends[max(0, bisect_left(history.epoch, epoch) - epochs)], epoch, values)
         if history.epoch:
             stages = {f"stages/{stage}": spent for stage, spent in history.timings.items()}
-            self._scalars(ends[-1], history.epoch[-1], stages)
+            self._scalars(now, history.epoch[-1], stages)
         losses = history.mini_batch_loss
         for k in range(steps, len(losses)):
-            self._scalars(ends[k * len(ends) // len(losses)], k + 1, {"loss/mini_batch_loss": losses[k]})
+            at = max(0, k * len(history.epoch) // len(losses) - epochs)
+            self._scalars(ends[at], k + 1, {"loss/mini_batch_loss": losses[k]})
         self._written = len(history.epoch), len(history.eval_epoch), len(losses)
 
     def _scalars(self, wall_time: float, step: int, values: dict[str, float]) -> None:

@@ -13,10 +13,14 @@ import os
 import platform
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+
+if sys.platform != "win32":
+    import resource
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ THREADS: ContextVar[int | None] = ContextVar("threads", default=None)
 def thread_count() -> int:
     """Threads to use here: those of a surrounding ``limited_threads``, else by the environment, else one per processor.
 
-    Of the environment variables ``OMP_NUM_THREADS`` and ``NUMBA_NUM_THREADS`` the smaller one counts.
+    Of the environment variables ``OMP_NUM_THREADS`` and ``NUMBA_NUM_THREADS`` the smaller one counts. One that is no
+    number from 1 counts for nothing, which a warning says, once.
 
     >>> thread_count() >= 1
     True
@@ -142,16 +147,29 @@ def thread_count() -> int:
     limit = THREADS.get()
     if limit is not None:
         return limit
-    wanted = [os.environ.get(name, "").split(",")[0].strip() for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")]
-    numbers = [max(1, int(number)) for number in wanted if number.isdigit()]
-    return min(numbers) if numbers else cpu_count()
+    wanted = [_wanted_threads(name, os.environ.get(name, "")) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")]
+    return min((number for number in wanted if number is not None), default=None) or cpu_count()
+
+
+@functools.cache  # said once, and read at every step of training
+def _wanted_threads(name: str, value: str) -> int | None:
+    """The threads that an environment variable asks for, of a list the first number; None where it asks for none."""
+    first = value.split(",")[0].strip()
+    if re.fullmatch(r"0*[1-9][0-9]{0,8}", first, re.ASCII):
+        return int(first)
+    if first:
+        warnings.warn(f"{name} is {value!r}, which is no number of threads from 1: it is ignored", stacklevel=3)
+    return None
+
+
+MOST_BYTES = 2.0**63  # which no address reaches
 
 
 def memory_size(value: int | str) -> int:
     """Bytes, given as a number or as a text with a unit: kB, MB, GB, TB, or KiB, MiB, GiB, TiB.
 
     Raises:
-        ValueError: neither, or less than one byte.
+        ValueError: neither, or less than one byte, or more than a computer can have.
 
     >>> memory_size("1.5 GB"), memory_size("2MiB"), memory_size(1000)
     (1500000000, 2097152, 1000)
@@ -160,7 +178,8 @@ def memory_size(value: int | str) -> int:
     size = 0
     if match is not None and not isinstance(value, bool):
         number, unit, binary = match.groups()
-        size = round(float(number) * (1024 if binary else 1000) ** ("kmgt".find(unit) + 1 if unit else 0))
+        bytes_of_all = float(number) * (1024 if binary else 1000) ** ("kmgt".find(unit) + 1 if unit else 0)
+        size = round(bytes_of_all) if bytes_of_all < MOST_BYTES else 0
     if size < 1:
         raise ValueError(f"{value!r} is no amount of memory; give bytes, or a text such as 500MB or 1.5GB")
     return size
@@ -201,6 +220,23 @@ def _system_available(proc: Path) -> int:
         if pages in getattr(os, "sysconf_names", {}):
             return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
     raise OSError(f"the free memory of this system ({platform.system()}) cannot be read: it has no {meminfo}")
+
+
+def address_room(proc: Path = Path("/proc")) -> float:
+    """Bytes that a limit on the address space of this process (ulimit -v) leaves; infinity where there is none.
+
+    Args:
+        proc: where Linux shows what is taken (another place is for tests).
+
+    >>> address_room() > 0
+    True
+    """
+    sizes = proc / "self" / "statm"  # in pages, the first that of the address space
+    if sys.platform != "win32" and sizes.is_file():
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            return limit - int(sizes.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return math.inf
 
 
 def _room_in_control_groups(proc: Path, cgroup: Path) -> Iterator[int]:

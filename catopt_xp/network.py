@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from catopt_xp.arrays import as_array
 from catopt_xp.backend import Array, Backend, asnumpy, backend_of, get_backend
 from catopt_xp.blocks import Batch
 from catopt_xp.functional import (
@@ -23,9 +24,9 @@ from catopt_xp.functional import (
     one_hot,
     pixel_scale,
 )
-from catopt_xp.labels import as_rows, check_labels
+from catopt_xp.labels import WANTED, as_rows, check_labels, labels_for
 from catopt_xp.layout import checked_layout
-from catopt_xp.parameters import Parameters, common_dtype, dtype_name, layer_shapes
+from catopt_xp.parameters import Parameters, common_dtype, layer_shapes
 
 DROPOUT_STREAM = 2  # keeps masks apart from other random numbers of the same seed
 EVALUATION_ROWS = 512  # samples per evaluated chunk: bounded memory, few launches
@@ -69,11 +70,11 @@ class BaseRegressionModel(abc.ABC):
     def loss(self, Y: Any, Y_hat: Any) -> float:
         """Mean cross-entropy of probabilities `Y_hat` (n_out, m) against `Y`, finite at 0 and 1.
 
-        Equation: `-mean(y log p + (1-y) log(1-p))` with p clipped to [eps, 1-eps] of its dtype.
+        Equation: `-mean(y log p + (1-y) log(1-p))` with p clipped to [eps, 1-eps] of its dtype. Raises ValueError or
+        TypeError, naming the argument, for shapes and values that do not fit.
         """
-        backend, Y_hat = _probabilities(Y_hat)
-        Y = backend.asarray(Y, dtype=Y_hat.dtype)
-        return float(clipped_binary_loss(Y, Y_hat, backend.xp))  # sync
+        backend, Y, Y_hat = labels_for(Y, Y_hat)
+        return float(clipped_binary_loss(backend.asarray(Y, dtype=Y_hat.dtype), Y_hat, backend.xp))  # sync
 
     def forward_rows(self, samples: Array, rows: Array | slice, train_mode: bool = True) -> Array:
         """`forward` of the chosen rows of a sample-major set (m, n_x)."""
@@ -235,7 +236,7 @@ class DeepNetwork(BaseRegressionModel):
     def _samples(self, X: Array) -> tuple[Backend, Array]:
         """Where X (n_x, m) comes from, and its samples as (m, n_x) on this network's device."""
         source = backend_of(X)
-        X = source.asarray(X)
+        X = as_array(X, "X", source, "give uint8 pixels or real numbers")
         if X.ndim != 2 or X.shape[0] != self.neuron_cnt[0] or not X.shape[1]:
             raise ValueError(
                 f"X has shape {tuple(X.shape)}, this network takes (n_x, m) with n_x = {self.neuron_cnt[0]} and m >= 1"
@@ -334,9 +335,10 @@ class DeepNetwork(BaseRegressionModel):
         >>> model.loss(np.array([[1, 0]]), np.array([[1.0, 0.0]])) < 1e-12
         True
         """
-        backend, Y_hat = _probabilities(Y_hat)
-        if self.activation_func[-1] == "softmax":
-            classes = backend.asarray(self.backend.to_host(self._classes))
+        one_row = self.activation_func[-1] == "softmax"
+        backend, Y, Y_hat = labels_for(Y, Y_hat, 1 if one_row else None)
+        if one_row:
+            classes = backend.asarray(self.backend.to_host(self._classes))  # sync
             targets = one_hot(backend.asarray(Y, dtype=classes.dtype), classes, Y_hat, backend.xp)
         else:
             targets = backend.asarray(Y, dtype=Y_hat.dtype)
@@ -396,12 +398,12 @@ class DeepNetwork(BaseRegressionModel):
         """What `_targets` gives, and the samples' weights (1, m) where the network is `weighted`."""
         if not self.weighted:
             return self._targets(Y, logits), None
-        Y = self.backend.asarray(Y)
+        Y = as_array(Y, "Y", self.backend, WANTED)
         return self._targets(Y[:-1, :], logits), self.backend.asarray(Y[-1:, :], dtype=self._float)
 
     def _targets(self, Y: Array, logits: Array) -> Array:
         """Labels as the loss takes them: (n_out, m) of 0 and 1, or other numbers, in the network's dtype."""
-        Y = self.backend.asarray(Y)
+        Y = as_array(Y, "Y", self.backend, WANTED)
         self._check_shape(Y, logits.shape[1])
         if self.activation_func[-1] == "softmax":
             labels = self.backend.asarray(Y, dtype=self.backend.xp.int64)
@@ -419,13 +421,6 @@ class DeepNetwork(BaseRegressionModel):
         keep, dtype = 1.0 - self.dropout, np.dtype(self.dtype).type
         draws = (rng.random((units, count), dtype=dtype) for units in self.neuron_cnt[1:-1])
         return [self.backend.asarray((draw < keep).astype(dtype) / dtype(keep)) for draw in draws]
-
-
-def _probabilities(Y_hat: Any) -> tuple[Backend, Array]:
-    """Where probabilities lie, and themselves as floats: 0 and 1 may come as integers."""
-    backend = backend_of(Y_hat)
-    Y_hat = backend.asarray(Y_hat)
-    return backend, Y_hat if dtype_name(Y_hat).startswith("float") else backend.asarray(Y_hat, dtype="float32")
 
 
 @dataclass

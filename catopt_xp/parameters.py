@@ -27,13 +27,24 @@ def is_bias(name: str) -> bool:
 
 
 def dtype_name(x: Array) -> str:
-    """The name of an array's dtype, the same in every namespace.
+    """The name of an array's dtype, the same in every namespace and byte order.
 
     >>> import numpy as np
-    >>> dtype_name(np.zeros(1, dtype=np.float32))
+    >>> dtype_name(np.zeros(1, dtype=">f4"))
     'float32'
     """
-    return str(x.dtype).rpartition(".")[2]
+    return str(getattr(x.dtype, "name", x.dtype)).rpartition(".")[2]
+
+
+def is_real(x: Array) -> bool:
+    """Whether an array holds booleans, whole numbers or floats.
+
+    >>> import numpy as np
+    >>> is_real(np.zeros(1)), is_real(np.zeros(1, dtype=complex)), is_real(np.array(["1"]))
+    (True, False, False)
+    """
+    # The standard's dtypes have no kind, but names that begin with its letter: bool, int8, uint8, float32, complex64.
+    return getattr(x.dtype, "kind", dtype_name(x)[0]) in "buif"
 
 
 def common_dtype(arrays: Mapping[str, Any]) -> str:
@@ -59,6 +70,8 @@ def layer_shapes(neuron_cnt: list[int]) -> dict[str, tuple[int, ...]]:
 def check_matches(source: Mapping[str, Any], shapes: Shapes, what: str) -> None:
     """Raises ValueError, naming the key, unless `source` has exactly the names and shapes of `shapes`.
 
+    TypeError for what is no array of real numbers.
+
     >>> import numpy as np
     >>> check_matches({"W0": np.zeros((1, 2))}, {"W0": (2, 1)}, "checkpoint")
     Traceback (most recent call last):
@@ -67,8 +80,13 @@ def check_matches(source: Mapping[str, Any], shapes: Shapes, what: str) -> None:
     for name, shape in shapes.items():
         if name not in source:
             raise ValueError(f"{what}: {name} is missing (expected {', '.join(shapes)})")
-        if tuple(source[name].shape) != tuple(shape):
-            raise ValueError(f"{what}: {name} has shape {tuple(source[name].shape)}, expected {tuple(shape)}")
+        array = source[name]
+        if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+            raise TypeError(f"{what}: {name} is a {type(array).__name__}; give an array")
+        if tuple(array.shape) != tuple(shape):
+            raise ValueError(f"{what}: {name} has shape {tuple(array.shape)}, expected {tuple(shape)}")
+        if not is_real(array):
+            raise TypeError(f"{what}: {name} holds {dtype_name(array)}; give real numbers")
     for name in source:
         if name not in shapes:
             raise ValueError(f"{what}: {name} is not a parameter here (expected {', '.join(shapes)})")
@@ -128,15 +146,17 @@ class Parameters(Mapping[str, Array]):
     def copy_from(self, source: Mapping[str, Any], what: str = "parameters") -> None:
         """Copies values of the same names and shapes, from any device, into the live arrays.
 
-        Raises ValueError, naming the first key that is missing, foreign or of another shape; nothing is copied then.
+        Raises ValueError, naming the first key that is missing, foreign or of another shape, and TypeError for what is
+        no array of real numbers; nothing is copied then.
         """
         check_matches(source, self.shapes, what)
         with self.backend.activate():
             if isinstance(source, Parameters):
                 self.flat[...] = self._here(source.flat)
                 return
+            values = {name: self._here(source[name]) for name in self._views}  # all, before any is copied
             for name, view in self._views.items():
-                view[...] = self._here(source[name])
+                view[...] = values[name]
 
     def _here(self, value: Any) -> Array:
         return self.backend.asarray(value, dtype=self.flat.dtype)
@@ -147,7 +167,10 @@ class Parameters(Mapping[str, Array]):
     def __setitem__(self, name: str, value: Any) -> None:
         view = self._views[name]
         with self.backend.activate():
-            view[...] = self._here(value)
+            array = self.backend.asarray(value)
+            if not is_real(array):
+                raise TypeError(f"parameters: {name} holds {dtype_name(array)}; give real numbers")
+            view[...] = self._here(array)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)

@@ -27,6 +27,7 @@ from catopt_xp.figures import (
     dot,
     every,
     finished,
+    literal,
     new_figure,
     plain_log,
     short,
@@ -63,12 +64,12 @@ def _wrong_in(history: Mapping[str, Any]) -> str | None:
     for key in ("epoch", "eval_epoch", *BY_EPOCH, *BY_EVALUATION, "mini_batch_loss"):
         kind, what = (int, "whole numbers") if key.endswith("epoch") else (int | float, "numbers")
         values = history.get(key, [])
-        if not isinstance(values, list | tuple) or not all(isinstance(x, kind) for x in values):
+        if not isinstance(values, list | tuple) or not all(isinstance(x, kind) and is_drawable(x) for x in values):
             return f"{key} is not a list of {what}"
     for key in ("timings", "run"):
         if not isinstance(history.get(key, {}), Mapping):
             return f"{key} is no table of names and values"
-    if not all(isinstance(seconds, int | float) for seconds in history.get("timings", {}).values()):
+    if not all(map(is_drawable, history.get("timings", {}).values())):
         return "timings holds more than numbers"
     for along, keys in (("epoch", BY_EPOCH), ("eval_epoch", BY_EVALUATION)):
         wanted = len(history.get(along, []))
@@ -77,6 +78,11 @@ def _wrong_in(history: Mapping[str, Any]) -> str | None:
                 return f"{key} has {len(history[key])} values, {along} has {wanted}"
     foreign = set(history.get("eval_epoch", [])) - set(history.get("epoch", []))
     return f"eval_epoch has {min(foreign)}, epoch has not" if foreign else None
+
+
+def is_drawable(x: object) -> bool:
+    """Whether this is a number, and a whole one no larger than an array holds."""
+    return isinstance(x, float) or (isinstance(x, int) and abs(x) < 1 << 63)
 
 
 def plot_history(history: Mapping[str, Any], path: PathLike | None = None) -> Any:
@@ -153,6 +159,7 @@ def plot_comparison(
             if not history.get(key):
                 raise ValueError(f"plot_comparison: run {name!r} has no {key}; {HINTS[key]}")
         check_history(history, f"plot_comparison: run {name!r}")
+    runs = {literal(name): history for name, history in runs.items()}
     figure = new_figure(13.0, 7.8)
     (*costs, rate), (*accuracies, stages) = figure.subplots(2, 3)
     for key, pair, label, scale in ((cost, costs, "Cost", 1.0), (accuracy, accuracies, "Accuracy", 100.0)):
@@ -223,7 +230,7 @@ def plot_benchmark(results: Mapping[str, Any], path: PathLike | None = None) -> 
     for number, name in enumerate(dict.fromkeys(name for row in rows for name in row["contenders"])):
         points = [(row["batch_size"], row["contenders"][name]) for row in rows if name in row["contenders"]]
         medians = [timed["seconds_per_epoch"] for _, timed in points]
-        label = f"{name} (ours)" if name in OUR_ENGINES else name
+        label = f"{name} (ours)" if name in OUR_ENGINES else literal(name)
         axes.plot([size for size, _ in points], medians, label=label, **style(number))
         for size, timed in points:
             turns = timed.get("turns") or [timed["seconds_per_epoch"]]
@@ -240,7 +247,7 @@ def plot_benchmark(results: Mapping[str, Any], path: PathLike | None = None) -> 
     work, machine = results.get("workload", {}), results.get("machine", {})
     threads = f"{results['threads']} threads" if "threads" in results else None
     where = ", ".join(str(part) for part in (work.get("optimizer"), machine.get("cpu"), threads) if part)
-    add_labels(axes, f"Time per epoch{where and f': {where}'}", "batch size (samples)", "time per epoch (s)")
+    add_labels(axes, f"Time per epoch{where and f': {literal(where)}'}", "batch size (samples)", "time per epoch (s)")
     return finished(figure, path)
 
 
@@ -356,7 +363,7 @@ def _draw_stages(axes: Any, timings: Mapping[str, float]) -> None:
     if total:
         stages = list(timings)[::-1]  # bars are stacked upwards; the first stage shall be on top
         seconds = [timings[stage] for stage in stages]
-        bars = axes.barh(stages, seconds, color=BLUE)
+        bars = axes.barh([short(literal(stage)) for stage in stages], seconds, color=BLUE)
         labels = [f"{s:.{2 if s < 100.0 else 0}f} s, {s / total:.0%}" for s in seconds]
         axes.bar_label(bars, labels, padding=3, fontsize=SMALL)
         axes.set_xlim(0.0, 1.45 * max(seconds))  # room for the labels
@@ -377,7 +384,7 @@ def _draw_stages_of_runs(axes: Any, runs: Mapping[str, Any]) -> None:
         shares = [100.0 * spent / (total or 1.0) for spent, total in zip(seconds, totals, strict=True)]
         if max(shares) > SEEN:
             look = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number % len(HATCHES)]}
-            axes.barh(places, shares, left=left, label=stage, edgecolor="white", linewidth=0.0, **look)
+            axes.barh(places, shares, left=left, label=short(literal(stage)), edgecolor="white", linewidth=0.0, **look)
         left = [before + more for before, more in zip(left, shares, strict=True)]
     if any(totals):
         for place, total in zip(places, totals, strict=True):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from catopt_xp.history import History
+from catopt_xp.plots import is_drawable
 from catopt_xp.saving import Checkpoint
 
 # Of the files of a run, after its name; where two are equally old, the first has more to tell.
@@ -43,14 +45,32 @@ def read_benchmark(file: Path) -> dict[str, Any] | None:
     """The results of `catopt-xp bench` in a JSON file; None for a file of another kind. Raises OSError, ValueError."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:  # no text, or no JSON
+    except (ValueError, RecursionError):  # no text, or no JSON
         return None
     if not isinstance(found, dict) or "rows" not in found:
         return None
     rows = found["rows"]
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+    tables = [found.get(name, {}) for name in ("workload", "machine")]
+    if not isinstance(rows, list) or not rows or not all(map(_is_row, rows)) or not all(map(_is_table, tables)):
         raise ValueError(f"{file} has no rows of a benchmark; give what catopt-xp bench wrote")
     return found
+
+
+def _is_row(row: Any) -> bool:
+    """Whether this is a row of a benchmark, as far as it is drawn; what is missing the drawing names."""
+    if not _is_table(row) or not _is_table(row.get("contenders", {})):
+        return False
+    times = [row.get("floor_seconds", 1.0), row.get("batch_size", 1)]
+    for timed in row.get("contenders", {}).values():
+        turns = timed.get("turns") or [] if _is_table(timed) else None
+        if not isinstance(turns, list):
+            return False
+        times += [timed.get("seconds_per_epoch"), *turns]
+    return all(is_drawable(time) and 0 < time < math.inf for time in times)
+
+
+def _is_table(found: Any) -> bool:
+    return isinstance(found, dict)
 
 
 def run_names(files: Sequence[Path]) -> list[str]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from catopt_xp.callbacks import Callback, Checkpointing, EarlyStopping, TrainState
 from catopt_xp.checkpoint import CheckpointError, npz_path
@@ -31,6 +30,8 @@ from catopt_xp.plots import plot_mini_batch
 from catopt_xp.saving import RunState, changes, environment, save_run
 from catopt_xp.signals import Signals
 from catopt_xp.storage import check_pools
+from catopt_xp.texts import plain
+from catopt_xp.timers import Bar
 from catopt_xp.version import __version__
 
 
@@ -142,7 +143,7 @@ class Run:
             return
         terminal = sys.stderr is not None and sys.stderr.isatty()
         shown = terminal if self.plan.progress is None else self.plan.progress
-        with tqdm(total=end, initial=min(start, end), unit="epoch", disable=not shown, leave=False) as bar:
+        with Bar(total=end, initial=min(start, end), unit="epoch", disable=not shown, leave=False) as bar:
             for epoch in range(start, end):
                 self._epoch(epoch, signals)
                 last = epoch == end - 1
@@ -356,7 +357,7 @@ class Run:
         if self.early_stopping is not None and place.early_stopping:
             try:
                 self.early_stopping.load(place.early_stopping, place.best or {}, job.device_model.save())
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise CheckpointError(f"{checkpoint.path}: early stopping cannot go on ({error})") from error
         self._judge_by_what_there_is()
         self.position, self.checkpoint = place, npz_path(checkpoint.path)
@@ -424,13 +425,13 @@ class Run:
         how = f", spread over {ranks.size} ranks" if ranks.size > 1 else ""
         if stream is not None:
             how = f", streamed in windows of {stream.window} rows ({size_text(stream.stored_bytes)} in memory)"
-        self._say(f"data: {self.job.dataset.name}, {m} samples of {self.job.n_x} features{how}")
+        self._say(f"data: {plain(self.job.dataset.name)}, {m} samples of {self.job.n_x} features{how}")
         for notice in self.job.notices:
-            self._say(f"note: {notice}")
+            self._say(f"note: {plain(notice)}")
 
     def _notice(self, text: str) -> None:
         self.job.notices.append(text)
-        self._say(f"note: {text}")
+        self._say(f"note: {plain(text)}")
 
     def _say(self, text: str) -> None:
         self.plan.say(text)

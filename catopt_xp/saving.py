@@ -14,11 +14,16 @@ import numpy as np
 from catopt_xp.backend import Backend, asnumpy
 from catopt_xp.checkpoint import CheckpointError, group, is_finite, read_checkpoint, write_checkpoint
 from catopt_xp.history import History
+from catopt_xp.layout import checked_layout
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import BaseOptimizer
-from catopt_xp.parameters import check_matches
+from catopt_xp.parameters import check_matches, common_dtype, layer_shapes
+from catopt_xp.plots import check_history
+from catopt_xp.texts import plain
 
 COUNTERS = ("name", "steps", "epoch")
+ARCHITECTURE = frozenset({"neuron_cnt", "activation_func", "seed", "dtype", "dropout"})  # of a DeepNetwork
+MOST_EPOCHS = 1 << 53  # which nobody reaches: larger numbers are no numbers of epochs or batches
 
 
 @dataclass
@@ -62,14 +67,14 @@ def changes(
             " set in memory: give a larger memory_limit"
         )
     if changed and place.batches:
-        told = ", ".join(f"{k} {then[k]}" for k in changed)
+        told = plain(", ".join(f"{k} {then[k]}" for k in changed))
         raise ValueError(
             f"the checkpoint stands within epoch {place.epoch}, which can only go on as it began: give {told}"
         )
     changed += [k for k in ("optimizer", "options", "schedule_by", "data") if k in then and then[k] != now[k]]
     model_then, model_now = then.get("model", {}), now["model"]
     if model_then and model_now and model_then["activation_func"] != model_now["activation_func"]:
-        kept, given = (", ".join(model["activation_func"]) for model in (model_then, model_now))
+        kept, given = (plain(", ".join(model["activation_func"])) for model in (model_then, model_now))
         raise ValueError(f"the checkpoint's network has the activations {kept}, the model that was given has {given}")
     if model_then and model_then != model_now:  # the seed too counts: dropout masks are drawn from it
         changed.append("model")
@@ -91,9 +96,9 @@ def save_run(
     """
     saved = optimizer.save()
     arrays = {f"model/{k}": asnumpy(x) for k, x in model.save().items()}  # sync
-    arrays |= {f"optimizer/{k}": asnumpy(x) for k, x in saved.items() if k not in COUNTERS}
+    arrays |= {f"optimizer/{k}": asnumpy(x) for k, x in saved.items() if k not in COUNTERS}  # sync
     if state.best is not None:
-        arrays |= {f"best/{k}": asnumpy(x) for k, x in state.best.items()}
+        arrays |= {f"best/{k}": asnumpy(x) for k, x in state.best.items()}  # sync
     for name in ("losses", "mini_batch_loss"):
         if getattr(state, name) is not None:
             arrays[f"run/{name}"] = np.asarray(getattr(state, name))
@@ -130,10 +135,17 @@ class Checkpoint:
         return cls(Path(filename), arrays, meta)
 
     def build_model(self) -> DeepNetwork:
-        """The network that was saved, with its initial weights. Raises CheckpointError when none is described."""
+        """The network that was saved, with its initial weights. Raises CheckpointError when none is described, or one
+        of other sizes than the weights have."""
+        described = self.meta["model"]
         try:
-            return DeepNetwork(**self.meta["model"])
-        except (TypeError, ValueError) as error:
+            units, _ = checked_layout(described.get("neuron_cnt"), described.get("activation_func"))
+            # Before a network of that size is made: a few bytes may describe one that no memory holds.
+            check_matches(group(self.arrays, "model"), layer_shapes(units), "model")
+            if not set(described) <= ARCHITECTURE:
+                raise ValueError(f"unknown {', '.join(set(described) - ARCHITECTURE)}")
+            return DeepNetwork(**described)
+        except (TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{self.path}: model is not described as a DeepNetwork ({error})") from error
 
     def trained_model(self) -> DeepNetwork:
@@ -151,9 +163,7 @@ class Checkpoint:
         try:
             values = group(self.arrays, weights)
             check_matches(values, {k: tuple(x.shape) for k, x in model.save().items()}, weights)
-            for key, array in self.arrays.items():
-                if not is_finite(array):
-                    raise ValueError(f"{key} has values that are not finite")
+            self._check_numbers(common_dtype(model.save()))
             if optimizer is not None:
                 counters = {k: v for k, v in self.meta["optimizer"].items() if k in COUNTERS}
                 optimizer.load(counters | group(self.arrays, "optimizer"))
@@ -161,28 +171,38 @@ class Checkpoint:
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.path}: {error}") from error
 
+    def _check_numbers(self, dtype: str) -> None:
+        """Raises ValueError naming an array that has anything but numbers that are finite, also as `dtype`."""
+        for key, array in self.arrays.items():
+            if array.dtype.kind not in "buif":
+                raise ValueError(f"{key} holds {array.dtype}, and no numbers")
+            with np.errstate(over="ignore"):
+                narrowed = array.astype(dtype) if array.dtype.itemsize > np.dtype(dtype).itemsize else array
+            if not is_finite(narrowed):
+                raise ValueError(f"{key} has values that are not finite")
+
     def run_state(self) -> RunState:
         """The place in the run; for a file written by `save_state_dict`, the end of the optimizer's epoch."""
         run = self.meta.get("run")
         own = group(self.arrays, "run")
         try:
             if run is None:
-                return RunState(epoch=int(self.meta["optimizer"]["epoch"]))
-            batches, losses = int(run["batches"]), own.get("losses")
-            if batches and (losses is None or losses.shape != (batches,)):
+                return RunState(epoch=_counted("epoch", self.meta["optimizer"]["epoch"]))
+            batches, losses = _counted("batches", run["batches"]), own.get("losses")
+            if batches and (losses is None or losses.shape != (batches,) or losses.dtype.kind != "f"):
                 raise ValueError(f"run/losses does not hold the losses of {batches} batches")
             return RunState(
-                epoch=int(run["epoch"]),
+                epoch=_counted("epoch", run["epoch"]),
                 batches=batches,
                 seconds=float(run["seconds"]),
                 losses=losses,
-                mini_batch_loss=own.get("mini_batch_loss"),
-                history=dict(run["history"]),
-                early_stopping=run["early_stopping"],
+                mini_batch_loss=_losses(own.get("mini_batch_loss")),
+                history=_checked_history(run["history"]),
+                early_stopping=_table("early_stopping", run["early_stopping"] or {}) or None,
                 best=group(self.arrays, "best") or None,
-                environment=dict(run["environment"]),
+                environment=_table("environment", run["environment"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{self.path}: run is incomplete ({error!r}); the file is damaged") from error
 
     def history(self) -> History:
@@ -190,9 +210,42 @@ class Checkpoint:
         place = self.run_state()
         losses = [] if place.mini_batch_loss is None else place.mini_batch_loss.tolist()
         try:
+            check_history(place.history, "its history")
             return History(**place.history, mini_batch_loss=losses)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path}: history is foreign ({error})") from error
+
+
+def _counted(name: str, number: Any) -> int:
+    """A number of epochs or batches, as JSON has it. Raises ValueError."""
+    if not isinstance(number, int | float) or not 0 <= number < MOST_EPOCHS:
+        raise ValueError(f"{name} is {number!r}")
+    return int(number)
+
+
+def _table(name: str, found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise TypeError(f"{name} is no table of names and values")
+    return found
+
+
+def _losses(found: Any) -> Any:
+    if found is not None and (found.ndim != 1 or found.dtype.kind != "f"):
+        raise ValueError("run/mini_batch_loss is no list of losses")
+    return found
+
+
+def _checked_history(found: Any) -> dict[str, Any]:
+    """The history, of whose description of the run a resumed one takes what it needs."""
+    history = dict(_table("history", found))
+    run = _table("run", history.get("run", {}))
+    model, window, batch_size = (run.get(name) for name in ("model", "window", "batch_size"))
+    if model:
+        checked_layout(_table("model", model)["neuron_cnt"], model["activation_func"])
+    for name, number in (("window", window), ("batch_size", batch_size)):
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise ValueError(f"{name} is {number!r}")
+    return history
 
 
 def save_state_dict(model: BaseRegressionModel, optimizer: BaseOptimizer, filename: str | os.PathLike[str]) -> Path:

@@ -14,6 +14,7 @@ import ast
 import dataclasses
 import math
 import re
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ class Staircase:
         _keep_number(self, "every", 0.0, above=True)
 
     def __call__(self, learning_rate_zero: float, epoch: float) -> float:
-        return float(learning_rate_zero) * self.factor ** math.floor(_checked_epoch(epoch) / self.every)
+        stairs = min(_checked_epoch(epoch) / self.every, sys.float_info.max)  # infinite where stairs are very short
+        return float(learning_rate_zero) * self.factor ** math.floor(stairs)
 
 
 @dataclass(frozen=True)
@@ -305,9 +307,12 @@ def restore(description: str) -> Scheduler:
     """
     try:
         schedule: Scheduler = _rebuilt(ast.parse(description, mode="eval").body)
-        return schedule
-    except (SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"the schedule {description} is none of the library's; pass lr_scheduler again") from error
+        if callable(schedule):
+            return schedule
+        raise ValueError("a value, and no schedule")
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:  # the parser's stack too
+        told = description if isinstance(description, str) and description.isprintable() else ascii(description)
+        raise ValueError(f"the schedule {told} is none of the library's; pass lr_scheduler again") from error
 
 
 def _rebuilt(node: ast.expr) -> Any:
@@ -349,7 +354,7 @@ def parse(text: str) -> Scheduler:
     inner = parse(after_warmup[0]) if after_warmup else const_lr
     try:
         if name == "warmup":
-            return with_warmup(inner, *_numbers(arguments, 1, 2))
+            return WarmUp(inner, *_numbers(arguments, 1, 2))
         if name == "const":
             _numbers(arguments, 0, 0)
             return const_lr

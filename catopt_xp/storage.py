@@ -71,6 +71,9 @@ def choose_storage(
     """
     before = None if checkpoint is None else checkpoint.run_state().history.get("run", {}).get("window")
     if ranks.size > 1:
+        kinds = [dtype_name(X) for X in (dataset.train_X, dataset.dev_X) if X is not None]
+        if backend.name == "cupy" and len(set(kinds)) > 1:
+            raise ValueError(f"X is {kinds[0]}, dev_X {kinds[1]}: ranks on GPUs take sets of one type")
         return Storage(before)
     dtype, limited = _dtype(model), plan.memory_limit is not None
     room = plan.memory_limit // SHARE if limited else _free_bytes(plan, dataset, model, backend)

@@ -18,7 +18,7 @@ from catopt_xp.saving import Checkpoint
 from catopt_xp.training import TrainResult
 
 # What a doctored or foreign checkpoint may raise where its parts are used.
-DAMAGE = (KeyError, IndexError, AttributeError, TypeError, ValueError, OverflowError, MemoryError)
+DAMAGE = (LookupError, AttributeError, TypeError, ValueError, OverflowError, MemoryError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -145,5 +145,7 @@ def trained_on(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 
 def _damaged(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
+    if isinstance(error, MemoryError):  # that is no fault of the file
+        raise error
     told = f"its meta does not fit ({type(error).__name__}: {error})"
     return CheckpointError(f"{checkpoint.path}: {told}; the file is damaged or foreign")

@@ -111,7 +111,8 @@ def train(
         limit fixes them.
         `comm`: a communicator of mpi4py, over whose processes the features are spread (None: this process alone). All
         make this call alike, with one result; the first one alone prints and writes. Callbacks are called on each rank
-        that has them; `state.save` is for all ranks or none, and an exception in a callback of one rank ends all.
+        that has them; `state.save` is for all ranks or none, and an exception in a callback of one rank ends all. Each
+        rank trains on a GPU of its own, if all have one, else all on CPUs.
     What is kept
         `save_dir`: folder of `{model_name}_latest.npz` (None: nothing is saved), written every `checkpoint_every`
         epochs (None: when evaluated), every `checkpoint_every_steps` steps, and at the end. `recover_from`: a

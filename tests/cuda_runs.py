@@ -56,7 +56,7 @@ class CpuDevice:
         sanitize: bool = False,
     ) -> None:
         self.change, self.orders, self.late, self.sanitize = change, (block_order, thread_order), late, sanitize
-        self.launches: dict[str, int] = {"stream": 0, "middle": 0, "advance": 0}
+        self.launches: Counter[str] = Counter()
         self.uploads = self.captures = self.replays = self.waits = self.attached = 0
         self._queue: list[Callable[[], None]] = []
         self._recorded: list[Callable[[], None]] | None = None

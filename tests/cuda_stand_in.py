@@ -30,6 +30,10 @@ class DeviceArray(np.ndarray[Any, Any]):
     def device(self) -> Any:
         return SimpleNamespace(id=0)
 
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self.ctypes.data)
+
     def set(self, values: np.ndarray[Any, Any], stream: Stream) -> None:
         assert self.stand_in is not None
         assert self.stand_in.devices, "no device is active"
@@ -55,6 +59,7 @@ class Stream:
         self.stand_in = stand_in
         self.queue: list[Callable[[], None]] = []
         self.captured: list[Callable[[], None]] | None = None
+        self.ptr = id(self)
         stand_in.all_streams.append(self)
 
     def put(self, work: Callable[[], None]) -> None:

@@ -12,6 +12,7 @@ from short_runs import fit, flat, small_network, small_set
 
 from catopt_xp.callbacks import Checkpointing, EarlyStopping, TrainState
 from catopt_xp.checkpoint import read_checkpoint
+from catopt_xp.files import write_whole
 from catopt_xp.history import History
 from catopt_xp.optim import Adam
 from catopt_xp.saving import load_model
@@ -149,6 +150,25 @@ def test_a_run_that_is_stopped_is_saved_by_a_checkpoint_after_what_stopped_it(tm
     checkpointing = Checkpointing(tmp_path / "mine.npz", every=100)
     fit(total_epoch=7, print_interval=100, callbacks=[Each(stop), checkpointing])
     assert read_checkpoint(tmp_path / "mine.npz")[1]["run"]["epoch"] == 2
+
+
+def test_what_another_run_writes_there_meanwhile_is_kept_and_that_is_said_once(tmp_path: Path) -> None:
+    file, other = tmp_path / "mine.npz", tmp_path / "other.npz"
+    fit(total_epoch=1, seed=1, callbacks=[Checkpointing(other)])
+    before, told = other.read_bytes(), []
+
+    def overwrite(state: TrainState) -> None:
+        if state.epoch in (1, 2):
+            write_whole(file, lambda stream: stream.write(before))
+
+    result = fit(total_epoch=5, callbacks=[Each(overwrite), Checkpointing(file, every=1, notice=told.append)])
+    previous = tmp_path / "mine_previous.npz"
+    assert told == [
+        f"{file} is written by something else too, whose last one is kept as {previous}: "
+        "give each run a save_dir or model_name of its own"
+    ]
+    assert previous.read_bytes() == before
+    assert np.array_equal(flat(load_model(file)), flat(result.model))
 
 
 def test_a_checkpoint_of_another_run_is_kept_and_that_is_said(tmp_path: Path) -> None:

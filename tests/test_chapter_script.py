@@ -107,7 +107,9 @@ def test_the_chapter_s_script_and_its_second_call(optimizer_name: str, sets: Set
     assert first.history.full_train_loss[-1] < first.history.full_train_loss[0]
     assert optimizer.epoch == 100
     accuracy, loss = model.evaluate(dev_X, dev_Y, return_loss=True)  # type: ignore[misc]
-    assert (accuracy, loss) == (first.history.dev_accuracy[-1], first.history.dev_loss[-1])
+    assert accuracy == first.history.dev_accuracy[-1]
+    # The panel engine adds the first layer's products in another order than the model itself does.
+    assert loss == pytest.approx(first.history.dev_loss[-1], rel=4 * 2**-23)
 
     model = chapter_network(n_x)
     optimizer = OPTIMIZERS[optimizer_name](model.save())

@@ -183,9 +183,11 @@ def npy(array: Array) -> bytes:
         ({"meta": np.array([255, 254], dtype=np.uint8)}, "meta is not JSON"),
         ({"meta": meta_bytes([1])}, "meta does not say 'catopt_xp checkpoint'"),
         ({"meta": meta_bytes({"format": "other", "version": 1})}, "meta does not say 'catopt_xp checkpoint'"),
+        ({"meta": meta_bytes({"format": "a", "version": 1})}, "meta does not say 'catopt_xp checkpoint'"),
         ({"meta": meta_bytes({"format": FORMAT})}, "written in format version None"),
         ({"meta": meta_bytes(META | {"version": "1"})}, "written in format version 1"),
         ({"meta": meta_bytes(META | {"version": 2})}, "written in format version 2, this library reads 1"),
+        ({"meta": meta_bytes(META | {"version": 0})}, "written in format version 0, this library reads 1"),
     ],
 )
 def test_a_foreign_file_is_refused_in_a_line_that_names_it(content: Any, words: str, tmp_path: Path) -> None:
@@ -242,6 +244,11 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "none")
 
 
+def test_a_folder_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"^'{tmp_path}' is a folder; give the .npz file in it$"):
+        read_checkpoint(tmp_path)
+
+
 # Writing.
 
 
@@ -265,6 +272,16 @@ def test_values_that_are_not_finite_are_refused_and_the_old_file_stays(
 def test_finite_values_are_kept_however_large(tmp_path: Path) -> None:
     large = np.array([1.7e308, 1.7e308, -1e300])
     assert same(read_checkpoint(write_checkpoint(tmp_path / "a", {"x": large}, {}))[0]["x"], large)
+
+
+def test_an_array_beyond_what_plain_archives_hold_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Their limit is 2 GiB, and zipfile learns of it only once so much is written: here it is 10 kB.
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10_000)
+    large = np.arange(5000.0)
+    path = write_checkpoint(tmp_path / "a", {"model/W0": large, "model/W1": large}, {})
+    read, _ = read_checkpoint(path)
+    assert same(read["model/W0"], large)
+    assert same(read["model/W1"], large)
 
 
 @pytest.mark.parametrize("error", [OSError("cable pulled"), KeyboardInterrupt(), ValueError("no")])

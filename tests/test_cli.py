@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from catopt_xp.experiments import TITLES
 from catopt_xp.history import History
 from catopt_xp.plots import plot_paths
 from catopt_xp.saving import load_model
+from catopt_xp.signals import ASKING_TO_END
 
 MODULE = [sys.executable, "-m", "catopt_xp"]
 
@@ -585,8 +587,11 @@ def test_plot_refuses_what_it_cannot_draw(tmp_path: Path, capsys: pytest.Capture
         ("train --learning 1", "unrecognized arguments: --learning 1"),
         ("train --device tpu", "device='tpu' is not known"),
         ("evaluate x.npz --device tpu", "device='tpu' is not known"),
-        ("train --optimizer gd --nesterov", "nesterov"),
-        ("train --beta 0.5", "beta"),
+        ("train --optimizer gd --nesterov", "gd has no option '--nesterov'; it takes --schedule, --weight-decay, --l2"),
+        ("train --beta 0.5", "adam has no option '--beta'; it takes --beta1, --beta2, --eps, --bias-correction"),
+        ("train --optimizer gd --no-bias-correction", "gd has no option '--bias-correction'; it takes"),
+        ("train --optimizer momentum --nesterov --bias-correction", "Momentum: --nesterov has no bias-corrected form"),
+        ("train --eps 1e-60", "Adam: --eps is 1e-60, which is not above 0 in W0's float32"),
         ("compare colours", "invalid choice: 'colours'"),
         ("train --model-name ..", "argument --model-name: '..' is not a plain file name"),
         (
@@ -601,6 +606,23 @@ def test_plot_refuses_what_it_cannot_draw(tmp_path: Path, capsys: pytest.Capture
 )
 def test_bad_usage_is_one_line_and_status_2(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in refused(words.split(), capsys)
+
+
+def test_a_strict_device_is_that_one_or_none(arrays: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--data", str(arrays), "--device", "cuda:99", "--strict-device"]
+    assert "device='cuda:99' cannot be used" in failed(words, capsys)
+
+
+def test_a_failed_run_names_flags_and_leaves_names_of_files(
+    arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--data", str(arrays), "--save-dir", str(tmp_path / "clip_norm"), "--quiet", "--seed", "1"]
+    told = failed([*words, "--optimizer", "gd", "--learning-rate", "1e38", "--device", "cpu"], capsys)
+    assert "lower it, set --clip-norm, or scale X; " in told
+    assert "clip_norm" not in told or f"{tmp_path}/clip_norm/model_latest.npz" in told
+    text = "clip_norm, 'correct_param', /a/clip_norm/x.npz, clip_norm.npz, my_clip_norm and clip_norm."
+    told = "--clip-norm, '--bias-correction', /a/clip_norm/x.npz, clip_norm.npz, my_clip_norm and --clip-norm."
+    assert arguments.with_flags(text, ["clip_norm", "correct_param"]) == told
 
 
 @pytest.mark.parametrize(
@@ -778,6 +800,16 @@ def test_the_program_is_named_as_it_runs_again(tmp_path: Path, monkeypatch: pyte
         assert ending.program_again(str(program)) == "catopt-xp"
 
 
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts back the handlers of signals, which `entry` leaves to a process that ends."""
+    before = {number: signal.getsignal(number) for number in ASKING_TO_END}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
 def test_an_interruption_of_the_first_moments_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -912,11 +944,13 @@ def test_version_and_module_run() -> None:
     assert (result.returncode, result.stdout) == (0, f"catopt_xp {catopt_xp.__version__}\n")
 
 
+@pytest.mark.usefixtures("handlers")
 def test_the_installed_command_ends_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["catopt-xp", "plot", "/nowhere/a.json"])
     with pytest.raises(SystemExit) as stop:
         cli.entry()
     assert stop.value.code == 1
+    assert all(signal.getsignal(number) is signal.SIG_IGN for number in ASKING_TO_END)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6))

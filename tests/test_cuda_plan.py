@@ -217,6 +217,8 @@ def test_a_source_needs_no_header_and_names_its_kernels(plan: CudaPlan) -> None:
         "stream",
         "middle",
         "advance",
+        "subtotals",
+        "join",
     ]
 
 

@@ -16,7 +16,8 @@ from ranks import OBSTACLE, answers, run, start
 
 from catopt_xp.checkpoint import read_checkpoint
 from catopt_xp.distributed import Ranks, launched
-from catopt_xp.engines.panels import PANEL, join_subtrees, tree_sum
+from catopt_xp.engines.lanes import PRODUCT_UNITS
+from catopt_xp.engines.panels import PANEL, join_subtrees, padded, tree_sum
 
 pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
 
@@ -231,7 +232,7 @@ say(ranks.sent_bytes)
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_step_sends_one_block_of_sums_for_a_power_of_two_of_panels(ranks: int) -> None:
-    block = 64 * 32 * 4 + 4  # samples, units (padded), bytes; and whether to stop
+    block = 64 * padded(30, PRODUCT_UNITS) * 4 + 4  # samples, units, bytes; and whether to stop
     # Eight steps: the first needs a product of its own, the last none after it.
     assert answers(ranks, SENT, str(16 * 1024)) == [8 * block] * ranks
 

@@ -182,6 +182,31 @@ def test_training_goes_on_with_the_plain_engine_where_the_check_fails(
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_code_that_does_not_compile_leaves_the_plain_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a numba whose LLVM takes what the engine writes for wrong."""
+
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("Intrinsic has incorrect argument type!\nvoid (i32*)* @llvm.x86.sse.stmxcsr")
+
+    monkeypatch.setattr(PASS, refuse)
+    refused = r"the panel engine failed its check: RuntimeError, Intrinsic has .* type! void \(i32\*\)\* @llvm\S+"
+    with pytest.warns(RuntimeWarning, match=rf"^{refused}; a slower one runs instead$"):
+        engine, why = choose_engine("auto", **setting())
+    assert type(engine) is PlainEngine
+    assert re.fullmatch(refused, why)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_check_without_enough_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(PASS, refuse)
+    with pytest.raises(MemoryError, match="no room"):
+        choose_engine("auto", **setting())
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_the_check_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_engine("auto", **setting())[1] == "the fastest that can run this"
     monkeypatch.setattr(*FAULTS["a gradient twice too large"])

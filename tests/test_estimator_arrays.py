@@ -12,7 +12,7 @@ from sklearn.base import clone
 
 from catopt_xp.backend import Backend, DeviceError, get_backend
 from catopt_xp.estimator import MLPClassifier, MLPRegressor
-from catopt_xp.estimator_arrays import checked, checked_weights, is_foreign, like
+from catopt_xp.estimator_arrays import checked_samples, checked_weights, in_kind_of, is_foreign
 
 Array = np.ndarray[Any, Any]
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -140,15 +140,15 @@ def test_a_model_of_a_device_is_pickled_as_host_data(strict_backend: Backend) ->
 )
 def test_arrays_of_a_device_are_checked(samples: Array, pixels: bool, words: str, strict_backend: Backend) -> None:
     with pytest.raises((TypeError, ValueError), match=f"^{words}"):
-        checked(strict_backend.asarray(samples), strict_backend, pixels)
+        checked_samples(strict_backend.asarray(samples), strict_backend, pixels)
 
 
 def test_checked_arrays_become_floats_or_stay_pixels(strict_backend: Backend) -> None:
     for given, pixels, kind in (("int32", False, "float64"), ("uint8", False, "float64"), ("uint8", True, "uint8")):
         samples = strict_backend.asarray(np.ones((2, 3), given))
-        assert str(checked(samples, strict_backend, pixels).dtype).endswith(kind)
+        assert str(checked_samples(samples, strict_backend, pixels).dtype).endswith(kind)
     single = strict_backend.asarray(np.ones((2, 3), np.float32))
-    assert checked(single, strict_backend, False) is single
+    assert checked_samples(single, strict_backend, False) is single
 
 
 def test_samples_and_labels_of_a_device_that_do_not_fit_are_refused(strict_backend: Backend) -> None:
@@ -163,7 +163,7 @@ def test_samples_and_labels_of_a_device_that_do_not_fit_are_refused(strict_backe
 def test_what_is_no_array_of_another_library() -> None:
     for given in ([1.0], (1.0,), np.zeros(1), np.float64(1), 1.0, None):
         assert not is_foreign(given)
-    assert type(like(np.zeros(2), [[1.0]], "auto")) is np.ndarray
+    assert type(in_kind_of(np.zeros(2), [[1.0]], "auto")) is np.ndarray
     assert checked_weights([1, 2], 2).tolist() == [1.0, 2.0]
 
 

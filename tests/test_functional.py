@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -175,6 +176,13 @@ def test_one_hot_takes_labels_of_any_whole_dtype(backend: Backend) -> None:
         columns = backend.to_host(functional.one_hot(labels, classes, Z, backend.xp))
         assert columns.dtype == np.float32
         assert columns.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]]
+
+
+def test_which_outputs_say_probabilities_and_that_nobody_changes_the_tables() -> None:
+    assert {name for name, output in OUTPUT_ACTIVATIONS.items() if output.classifies} == {"sigmoid", "softmax"}
+    for part, field in ((OUTPUT_ACTIVATIONS["exp"], "loss"), (HIDDEN_ACTIVATIONS["tanh"], "backward")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, field, None)
 
 
 def test_only_uint8_is_scaled() -> None:

@@ -322,7 +322,7 @@ def test_what_is_launched_again_is_the_first_chunk_from_its_first_step() -> None
 class Headless(CudaEngine):
     """An engine that ends its chunks otherwise."""
 
-    def _queue(self, count: int) -> None:
+    def _queue(self, first: int, count: int) -> None:
         pass
 
 

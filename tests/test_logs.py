@@ -122,6 +122,22 @@ def test_a_resumed_run_has_each_epoch_once_in_its_logs(tmp_path: Path, action: A
     assert History.from_json(tmp_path / "resumed" / "log" / "a.json") == resumed.history
 
 
+@pytest.mark.parametrize("how", ["replaced", "added to", "removed"])
+def test_a_csv_that_something_else_writes_too_is_whole_again_with_the_next_row(tmp_path: Path, how: str) -> None:
+    file = tmp_path / "log" / "a.csv"
+
+    def disturb(state: TrainState) -> None:
+        if how == "removed":
+            file.unlink()
+            return
+        text = file.read_text() if how == "added to" else ""
+        file.with_name("other").write_text(f"{text}7,of another run\n")
+        os.replace(file.with_name("other"), file)
+
+    result = logged(tmp_path, At(2, disturb))
+    assert by_epoch(History.from_csv(file)) == by_epoch(result.history)
+
+
 def test_a_run_with_nothing_left_to_train_has_its_logs_too(tmp_path: Path) -> None:
     first = logged(tmp_path)
     for name in ("a.csv", "a.json"):

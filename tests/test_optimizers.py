@@ -152,6 +152,38 @@ def test_clipping_scales_the_gradient_of_all_arrays_together(backend: Backend) -
         assert moved == pytest.approx([3 * expected, 4 * expected], rel=1e-15)
 
 
+@each_variant
+def test_all_but_the_first_parameter_are_updated_as_in_a_whole_update(
+    cls: type[BaseOptimizer], variant: dict[str, Any]
+) -> None:
+    shapes: dict[str, tuple[int, ...]] = {"W0": (4, 5), "W1": (2, 4), "b0": (4, 1), "b1": (2, 1)}
+    start, options = draws(shapes, "float64", 1), variant | {"weight_decay": 0.1, "l2": 0.1}
+    whole, parts = (cls(flat(start, "float64"), 0.01, **options) for _ in range(2))
+    for seed in (2, 3):
+        gradient = flat(draws(shapes, "float64", seed), "float64")
+        whole.update(gradient)
+        parts.update_after("W0", gradient, parts.advance())
+    assert parts.steps == whole.steps == 2
+    rest = slice(4 * 5, None)
+    for ours, theirs in zip(parts.flat_state(), whole.flat_state(), strict=True):
+        assert np.array_equal(ours[rest], theirs[rest])
+        assert not np.array_equal(ours[: rest.start], theirs[: rest.start])
+    assert np.array_equal(parts.param_dict["W0"], start["W0"])
+    assert not any(parts.save()[f"{name}/W0"].any() for name in cls.moment_names)
+
+
+@each_optimizer
+def test_the_flat_state_is_the_live_parameters_and_moments(cls: type[BaseOptimizer]) -> None:
+    shapes: dict[str, tuple[int, ...]] = {"W0": (2, 3), "b0": (2, 1)}
+    optimizer = cls(flat(draws(shapes, "float64", 1), "float64"), 0.01)
+    optimizer.update(flat(draws(shapes, "float64", 2), "float64"))
+    live = [optimizer.param_dict, *optimizer._moments.values()]
+    for array, arrays in zip(optimizer.flat_state(), live, strict=True):
+        assert np.array_equal(array, np.concatenate([arrays[name].ravel() for name in shapes]))
+        array[...] = 5.0
+        assert all((arrays[name] == 5.0).all() for name in shapes)
+
+
 # Gradients.
 
 
@@ -168,8 +200,12 @@ def test_gradients_add_up_with_their_weights_and_the_callers_arrays_are_copied(
     optimizer.add_grad(gradient, weight=0.25)
     gradient.flat[...] = 2.0
     optimizer.add_grad(dict(gradient), weight=0.5)
+    optimizer.add_grad(gradient, weight=0.0)
+    gradient.flat[...] = 1.0
+    optimizer.add_grad(gradient, weight=2.0)
+    gradient.flat[...] = 2.0
     optimizer.step()
-    take_steps(reference, [place([2.0, 3.0, 0.0])])
+    take_steps(reference, [place([4.0, 5.0, 2.0])])
     assert backend.to_host(params.flat).tolist() == backend.to_host(expected.flat).tolist()
     optimizer.zero_grad()
     assert float(backend.to_host(optimizer._gradient.flat).sum()) == 0.0  # type: ignore[union-attr]
@@ -288,8 +324,9 @@ def test_the_state_of_another_optimizer_starts_at_zero_with_a_warning(
     model, optimizer = trained(loading, seed=1)
     optimizer.increase_epoch()
     weights = model.save().flat.copy()
-    with pytest.warns(UserWarning, match=f"the state is that of {saved.__name__}, this is {loading.__name__}"):
+    with pytest.warns(UserWarning, match=f"the state is that of {saved.__name__}, this is {loading.__name__}") as told:
         optimizer.load(other.save())
+    assert told[0].filename == __file__, "the warning names another line than the one that loads"
     assert (optimizer.steps, optimizer.epoch) == (0, 1)
     assert all((x == 0).all() for key, x in optimizer.save().items() if "/" in key)
     assert np.array_equal(model.save().flat, weights)
@@ -381,6 +418,7 @@ def test_numbers_out_of_range_are_refused_by_name(cls: type[BaseOptimizer], name
         (GradientDescent, {"learning_rate": 0.0}, "learning_rate is 0.0; it must be positive"),
         (GradientDescent, {"clip_norm": 0.0}, "clip_norm is 0.0; it must be positive"),
         (Momentum, {"beta": 1.0}, "Momentum: beta is 1.0"),
+        (Momentum, {"beta": 1.5, "rate_inside": True}, "Momentum: beta is 1.5"),
         (Momentum, {"nesterov": True, "correct_param": True}, "nesterov has no bias-corrected form"),
         (Momentum, {"rate_inside": True, "correct_param": True}, "rate_inside has no bias-corrected form"),
         (RMSProp, {"beta": -0.1}, "RMSProp: beta is -0.1"),
@@ -392,6 +430,24 @@ def test_numbers_out_of_range_are_refused_by_name(cls: type[BaseOptimizer], name
 def test_options_of_one_method_are_checked(cls: type[BaseOptimizer], options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         cls({"W0": np.zeros(1)}, **({"learning_rate": 0.1} | options))
+
+
+@pytest.mark.parametrize("scheduler", [3, None, "const", 1e-3])
+@each_optimizer
+def test_a_schedule_that_is_no_function_is_refused_at_once(cls: type[BaseOptimizer], scheduler: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{cls.__name__}: lr_scheduler is .*; give a function") as caught:
+        cls({"W0": np.zeros(1)}, 0.1, lr_scheduler=scheduler)
+    assert repr(scheduler) in str(caught.value)
+
+
+@pytest.mark.parametrize(("cls", "names"), [(Momentum, ["beta"]), (RMSProp, ["beta"]), (Adam, ["beta1", "beta2"])])
+def test_an_average_may_forget_at_once(cls: Any, names: list[str]) -> None:
+    p = {"W0": np.zeros(1)}
+    optimizer = cls(p, 0.5, **dict.fromkeys(names, 0.0))
+    for gradient in (7.0, 2.0):
+        optimizer.update({"W0": np.array([gradient])})
+    last = [4.0 if name in ("s", "v") and cls is not Momentum else 2.0 for name in cls.moment_names]
+    assert [x.item() for x in optimizer.save().values() if isinstance(x, np.ndarray)] == last
 
 
 def test_a_velocity_that_holds_the_rate_may_be_kept_whole() -> None:
@@ -436,12 +492,14 @@ def test_options_may_be_given_by_position_in_the_chapters_order() -> None:
     assert (rmsprop.learning_rate, adam.learning_rate) == (0.1, 0.1)
 
 
-@each_optimizer
-def test_options_build_the_optimizer_again(cls: type[BaseOptimizer]) -> None:
-    first = cls({"W0": np.zeros(1)}, 0.25, weight_decay=0.1, l2=0.2, clip_norm=3.0)
+@each_variant
+def test_options_build_the_optimizer_again(cls: type[BaseOptimizer], variant: dict[str, Any]) -> None:
+    first = cls({"W0": np.zeros(1)}, 0.25, weight_decay=0.1, l2=0.2, clip_norm=3.0, **variant)
     options = first.options
     assert options["lr_scheduler"] == describe(const_lr)
-    assert cls({"W0": np.zeros(1)}, **(options | {"lr_scheduler": const_lr})).options == first.options
+    again = cls({"W0": np.zeros(1)}, **(options | {"lr_scheduler": const_lr}))
+    assert again.options == first.options
+    assert again.advance() == first.advance()
 
 
 @each_optimizer
@@ -598,6 +656,12 @@ def test_a_rule_without_its_kernel_runs_as_array_operations() -> None:
         assert kind({"W0": np.zeros(1)}, 0.1)._has_kernel is has
 
 
+def test_a_schedule_may_stand_still() -> None:
+    optimizer = GradientDescent({"W0": np.ones(1)}, 0.1, lr_scheduler=lambda rate, epoch: 0.0)
+    optimizer.update({"W0": np.ones(1)})
+    assert (optimizer.learning_rate, optimizer.param_dict["W0"].item()) == (0.0, 1.0)
+
+
 @pytest.mark.parametrize("rate", [-1e-3, float("nan"), float("inf")])
 def test_a_schedule_that_gives_no_learning_rate_is_named(rate: float) -> None:
     optimizer = GradientDescent({"W0": np.zeros(1)}, 0.1, lr_scheduler=lambda lr, epoch: rate)
@@ -620,6 +684,19 @@ def test_moments_of_a_gradient_that_has_died_become_zero_and_not_subnormal(kind:
     for _ in range(1500):
         optimizer.update({"W0": np.zeros((2, 3), np.float32)})
     assert not any(np.any(x) for name, x in optimizer.save().items() if "/" in name)
+
+
+def test_subnormal_moments_become_zero_every_32_steps_and_the_smallest_normal_one_stays() -> None:
+    tiny = float(np.finfo(np.float32).smallest_normal)
+    optimizer = Momentum({"W0": np.ones(2, np.float32)}, 1e-3, beta=0.5)
+    zero_after = []
+    for step in range(1, 70):
+        optimizer.save()["v/W0"][1] = tiny
+        optimizer.update({"W0": np.array([1e-40, tiny], np.float32)})
+        moment = optimizer.save()["v/W0"]
+        zero_after += [step] if moment[0] == 0 else []
+        assert moment[1] == np.float32(tiny)
+    assert zero_after == [32, 64]
 
 
 def test_a_nan_in_a_moment_is_not_flushed_away() -> None:

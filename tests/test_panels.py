@@ -21,6 +21,9 @@ from catopt_xp.engines.panels import (
     TASK_NUMBERS,
     Split,
     aligned_zeros,
+    grain,
+    join_subtrees,
+    merges,
     padded,
     subtrees,
     tree_sum,
@@ -90,6 +93,11 @@ def test_strips_and_panels_cover_every_column_and_no_more(n_x: int) -> None:
     assert math.ceil(split.strips / STRIPS) == split.panels
 
 
+def test_the_constants_that_the_bits_of_every_run_depend_on() -> None:
+    # The panel is the leaf of the tree of sums; the strip is the layout that its products are summed in.
+    assert (PANEL, STRIP, STRIPS) == (1024, 64, 16)
+
+
 # --- tasks --------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +112,47 @@ def test_a_task_is_a_whole_subtree_no_longer_than_its_sums_make_it(n_x: int, num
     if length > 1:  # half as long, there were more tasks than threads need, or sums than there is room for
         tasks = math.ceil(split.panels / (length // 2))
         assert tasks >= 2 * ENOUGH_TASKS or tasks * numbers > TASK_NUMBERS
+
+
+@pytest.mark.parametrize(
+    ("panels", "numbers", "expected"),
+    [
+        (1, 0, 1),
+        (63, 1920, 1),
+        (64, 1920, 2),
+        (147, 1920, 4),  # the reference network: 37 tasks
+        (252, 1920, 4),
+        (253, 1920, 8),
+        (5000, 1920, 8),
+        (2, 2**21, 1),
+        (2, 2**21 + 1, 2),
+        (4, 2**21, 2),
+    ],
+)
+def test_tasks_are_at_least_32_and_their_sums_at_most_4_million_numbers(
+    panels: int, numbers: int, expected: int
+) -> None:
+    assert Split(panels * PANEL, units=1).task_length(numbers) == expected
+    assert Split(panels * PANEL - PANEL + 1, units=1).task_length(numbers) == expected
+
+
+def test_a_task_is_no_longer_than_asked_for() -> None:
+    split = Split(5000 * PANEL, units=1)
+    assert [split.task_length(1920, most) for most in (1, 2, 4, 16, 64)] == [1, 2, 4, 16, 64]
+
+
+@given(st.integers(1, 300), st.data())
+def test_the_grain_of_some_panels_is_the_longest_task_that_cuts_them_into_subtrees(
+    panels: int, data: st.DataObject
+) -> None:
+    first = data.draw(st.integers(0, panels - 1))
+    stop = data.draw(st.integers(first + 1, panels))
+
+    def cuts(length: int) -> bool:
+        return first % length == 0 and (stop % length == 0 or stop == panels)
+
+    lengths = [length for length in (1, 2, 4, 8) if cuts(length)]
+    assert grain(first, stop, panels) == max(lengths)
 
 
 # --- the tree -----------------------------------------------------------------------------------------------
@@ -166,6 +215,23 @@ def test_sums_handed_on_by_any_workers_give_the_bits_of_the_whole_tree(
     total = whole_tree(lambda first, length: handed_on.get((first, length)), 0, 1 << (count - 1).bit_length())
     assert total is not None
     assert np.array_equal(total, reference(blocks))
+
+
+@given(counts, st.sets(st.integers(1, 69), max_size=6), seeds, dtypes)
+def test_sums_are_joined_as_the_tree_would_have_it(count: int, cuts: set[int], seed: int, dtype: Any) -> None:
+    blocks = random_blocks(count, 3, seed, dtype)
+    bounds = [0, *sorted(cut for cut in cuts if cut < count), count]
+    nodes = [node for start, stop in itertools.pairwise(bounds) for node in subtrees(start, stop)]
+    sums = [tree_sum(blocks[first : first + length].copy()) for first, length in nodes]
+    joined = merges(nodes)
+    assert all(sum(joined[:k]) < k for k in range(1, len(nodes) + 1)), "more sums joined than were there"
+    assert sum(joined) == len(nodes) - 1
+    assert np.array_equal(join_subtrees(nodes, sums), reference(blocks))
+
+
+def test_a_sum_for_each_subtree_is_needed() -> None:
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        join_subtrees([(0, 2), (2, 1)], [np.zeros(3)])
 
 
 @given(st.integers(0, 5000), st.integers(0, 5000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -64,11 +65,18 @@ BY_HAND: list[tuple[Scheduler, float, dict[float, float]]] = [
     (get_exponential_func(0.95), 0.1, {0: 0.1, 1: 0.095, 2: 0.09025, 0.5: 0.1 * math.sqrt(0.95)}),
     (get_sqrt_func(2), 0.1, {0: 0.2, 0.5: 0.2, 1: 0.2, 4: 0.1, 16: 0.05}),
     (get_staircase_func(0.5, 10), 0.8, {0: 0.8, 9: 0.8, 9.99: 0.8, 10: 0.4, 19: 0.4, 20: 0.2}),
+    (get_staircase_func(0.5, 0.1), 1.0, {0.05: 1.0, 1: 2.0**-10}),  # 1 / 0.1 is 10, 1 // 0.1 is 9
     (
         get_table_func({50: 1e-5, 10: 1e-4}),
         1e-3,
         {0: 1e-3, 9.9: 1e-3, 10: 1e-4, 49: 1e-4, 50: 1e-5, 900: 1e-5},
     ),
+    (get_table_func({1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}), 1e-3, {0.5: 1e-3, 1.5: 0.1, 2.5: 0.2, 3.5: 0.3, 9: 0.4}),
+    # At the ends of what their numbers may be, they are constant.
+    (get_exponential_func(1), 0.1, {0: 0.1, 7: 0.1}),
+    (get_staircase_func(1, 10), 0.1, {0: 0.1, 70: 0.1}),
+    (get_cosine_func(10, 1), 0.1, {0: 0.1, 7: 0.1, 70: 0.1}),
+    (with_warmup(const_lr, 5, 1), 0.1, {0: 0.1, 2: 0.1, 70: 0.1}),
     (get_cosine_func(100), 0.1, {0: 0.1, 50: 0.05, 100: 0.0, 150: 0.0, 100 / 3: 0.075}),
     (get_cosine_func(100, 0.1), 0.1, {0: 0.1, 50: 0.055, 100: 0.01, 101: 0.01}),
     (with_warmup(const_lr, 5), 0.1, {0: 0.0, 1: 0.02, 2.5: 0.05, 5: 0.1, 6: 0.1}),
@@ -142,7 +150,7 @@ def test_after_its_warm_up_a_schedule_counts_from_zero(
     assert warm(lr0, just_before) == pytest.approx(inner(lr0, 0), rel=1e-12)
 
 
-@pytest.mark.parametrize("epoch", [-1, -1e-9, math.nan, math.inf])
+@pytest.mark.parametrize("epoch", [-1, -1e-9, math.nan, math.inf, np.float64(math.inf)])
 @pytest.mark.parametrize("schedule", [row[0] for row in BY_HAND if row[0] is not const_lr], ids=describe)
 def test_an_epoch_before_the_start_or_not_finite_is_refused(schedule: Scheduler, epoch: float) -> None:
     with pytest.raises(ValueError, match=r"^epoch must be finite and not negative, not .*$"):
@@ -185,6 +193,15 @@ def test_what_is_no_number_or_no_function_is_a_type_error() -> None:
         schedules.Table(((1, 0.1), (1.0, 0.2)))
 
 
+@pytest.mark.parametrize("text", ["hyperbola:1", "exponential:1", "sqrt:1", "staircase:1,1", "table:0=1", "cosine:1"])
+def test_a_schedule_stays_as_it_was_checked(text: str) -> None:
+    for schedule in (parse(text), parse(f"warmup:5+{text}")):
+        for name in vars(schedule):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(schedule, name, -1.0)
+        assert {schedule: "as a key"}[pickle.loads(pickle.dumps(schedule))] == "as a key"
+
+
 def test_descriptions_are_readable_and_hold_no_address() -> None:
     assert describe(const_lr) == "catopt_xp.schedules.const_lr"
     assert describe(get_hyperbola_func(np.float64(0.5))) == "Hyperbola(decay_rate=0.5)"
@@ -214,6 +231,7 @@ def test_descriptions_are_readable_and_hold_no_address() -> None:
         ("warmup:5", with_warmup(const_lr, 5)),
         ("warmup:5+cosine:100", with_warmup(get_cosine_func(100), 5)),
         ("warmup:5e+0,0.2 + hyperbola:0.2", with_warmup(get_hyperbola_func(0.2), 5, 0.2)),
+        ("warmup:5+warmup:3+cosine:100", with_warmup(with_warmup(get_cosine_func(100), 3), 5)),
     ],
 )
 def test_parse_reads_the_texts_of_the_command_line(text: str, expected: Scheduler) -> None:
@@ -224,24 +242,35 @@ def test_parse_reads_the_texts_of_the_command_line(text: str, expected: Schedule
     ("text", "reason"),
     [
         ("", "unknown name ''"),
+        ("anneal:1", "unknown name 'anneal'"),
         ("linear:1", "unknown name 'linear'"),
+        ("zigzag:1", "unknown name 'zigzag'"),
         ("Hyperbola:1", "unknown name 'Hyperbola'"),
         ("const:1", "must be 0, not 1"),
         ("hyperbola", "must be 1, not 0"),
         ("hyperbola:", "must be 1, not 0"),
+        ("hyperbola:1,2", "must be 1, not 2"),
+        ("exponential", "must be 1, not 0"),
+        ("exponential:0.5,1", "must be 1, not 2"),
+        ("sqrt", "must be 1, not 0"),
+        ("sqrt:1,2", "must be 1, not 2"),
         ("hyperbola:fast", "'fast' is not a number"),
         ("hyperbola:-1", "decay_rate must be finite"),
         ("hyperbola:nan", "decay_rate must be finite"),
         ("exponential:0", "base must be finite and in (0, 1]"),
         ("staircase:0.5", "must be 2, not 1"),
+        ("staircase:0.5,1,2", "must be 2, not 3"),
+        ("cosine", "must be 1 to 2, not 0"),
         ("cosine:1,0,3", "must be 1 to 2, not 3"),
         ("table:", "'' is not EPOCH=LR"),
         ("table:5", "'5' is not EPOCH=LR"),
         ("table:0=x", "'x' is not a number"),
         ("table:0=1,0=2", "an epoch is given twice"),
         ("warmup:+const", "must be 1 to 2, not 0"),
+        ("warmup:1,0,3", "must be 1 to 2, not 3"),
         ("warmup:5+linear", "unknown name 'linear'"),
         ("cosine:5+const", "only a warm-up can stand before a plus sign"),
+        ("zigzag:5+const", "only a warm-up can stand before a plus sign"),
     ],
 )
 def test_parse_refuses_in_one_line_that_names_the_choices(text: str, reason: str) -> None:
@@ -286,5 +315,13 @@ def test_a_described_schedule_is_restored(text: str) -> None:
     "text", ["math.fsum", "Hyperbola", "__import__('os').getcwd()", "Hyperbola(decay_rate=", "x + 1"]
 )
 def test_another_schedule_is_not_restored_and_nothing_is_run(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^the schedule .* is none of the library's; pass lr_scheduler again$"):
+    with pytest.raises(ValueError, match=r"^the schedule ") as caught:
         restore(text)
+    assert str(caught.value) == f"the schedule {text} is none of the library's; pass lr_scheduler again"
+
+
+@pytest.mark.parametrize(("text", "told"), [("a\x1b[2J\n", r"'a\x1b[2J\n'"), (3, "3"), (None, "None")])
+def test_a_description_that_is_no_line_of_text_is_shown_in_one(text: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=r"^the schedule ") as caught:
+        restore(text)
+    assert str(caught.value) == f"the schedule {told} is none of the library's; pass lr_scheduler again"

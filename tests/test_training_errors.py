@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -298,3 +299,18 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint_whole(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
     assert fit(recover_from=file, total_epoch=5, batch_size=64).history.epoch == [0, 1, 2, 3, 4]
     assert load_model(file).neuron_cnt == [12, 30, 20, 20, 1]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_labels_of_one_class_are_warned_of_once(label: int) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            fit(Y=np.full_like(Y, label), total_epoch=1)
+    (warning,) = caught
+    assert f"all 40 samples have the label {label}, and" in str(warning.message)
+    assert warning.filename == __file__  # where train was called
+
+
+def test_a_single_sample_has_one_class_and_that_is_fine() -> None:
+    assert fit(X=X[:, :1], Y=Y[:, :1], total_epoch=1).history.epoch == [0]

@@ -6,37 +6,53 @@ anew, and where nothing can be written the work goes on in memory with a warning
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
+import stat
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.files import remove_stale, write_whole
+from catopt_xp.files import write_whole
+from catopt_xp.texts import one_line
 
 
 def cache_folder() -> Path:
     """The folder of the cache: CATOPT_XP_CACHE if that is set, else catopt_xp in the user's cache folder.
 
-    Raises NotADirectoryError where CATOPT_XP_CACHE names a file.
+    Raises NotADirectoryError where CATOPT_XP_CACHE names a file, ValueError where it names the home of nobody.
     """
     chosen = os.environ.get("CATOPT_XP_CACHE")
     if chosen:
-        folder = Path(chosen).expanduser()
+        try:
+            folder = Path(chosen).expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"CATOPT_XP_CACHE is {chosen!r}, and nobody has that home; name a folder") from error
         if folder.is_file():
             raise NotADirectoryError(f"CATOPT_XP_CACHE names {folder}, which is a file; name a folder")
         return folder
     if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "catopt_xp"
+        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "catopt_xp"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    absolute = os.path.isabs(base)  # else it counts for nothing, by its specification
+    return (Path(base) if absolute else _home() / ".cache") / "catopt_xp"
+
+
+def _home() -> Path:
+    """The user's home, or a folder that cannot be made, which is said where it is to be."""
+    try:
+        return Path.home()
+    except RuntimeError:  # HOME is not set, and the system does not know this user
+        return Path(os.devnull) / "no home"
 
 
 def cache_file(kind: str, facts: object) -> Path:
@@ -55,25 +71,47 @@ def load_rows(file: Path, shape: tuple[int, int], notices: list[str]) -> NDArray
     notices: takes a line where the file is damaged.
     Returns the rows, or None where there is no (whole) file.
     """
+    header = _header(shape)
     try:
-        rows = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("no file")
+        with file.open("rb") as stream:
+            if stream.read(len(header)) != header:
+                raise ValueError(f"not uint8 {shape} by its header")
+        if status.st_size != len(header) + shape[0] * shape[1]:
+            raise ValueError(f"{status.st_size} bytes long")
+        return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))  # a plain array over the map
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise MemoryError(f"{file} cannot be mapped") from error
         notices.append(f"{file}: damaged cache file ({one_line(error)}); it is made anew")
         return None
-    if rows.dtype != np.uint8 or rows.shape != shape or not rows.flags.c_contiguous:
-        notices.append(f"{file}: damaged cache file ({rows.dtype} {rows.shape}, not uint8 {shape}); it is made anew")
-        return None
-    return np.asarray(rows)  # a plain array over the map
+
+
+def _header(shape: tuple[int, int]) -> bytes:
+    """What the file of a set begins with: anything else there was not written by this module, and is not read."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return stream.getvalue()
 
 
 def load_skipped(file: Path) -> dict[int, str]:
     """The skipped pictures of a cached set, from the list beside it: place -> reason; empty where there is none."""
     try:
-        return {int(k): str(reason) for k, reason in json.loads(file.with_suffix(".json").read_text("utf-8")).items()}
-    except (OSError, ValueError, AttributeError):
+        listed = json.loads(file.with_suffix(".json").read_text("utf-8"))
+        skipped = {int(k): str(reason) for k, reason in listed["skipped"].items()}
+        return skipped if _listing(skipped) == listed else {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}  # without a whole list the number of rows does not fit, and the set is decoded again
+
+
+def _listing(skipped: Mapping[int, str]) -> dict[str, Any]:
+    """What is written of skipped pictures. Another place would give pictures the labels of others: hence a checksum."""
+    places = {str(k): reason for k, reason in skipped.items()}
+    return {"skipped": places, "crc32": zlib.crc32(json.dumps(places).encode())}
 
 
 def store_rows(file: Path, rows: NDArray[np.uint8], skipped: Mapping[int, str] | None = None) -> NDArray[np.uint8]:
@@ -85,13 +123,14 @@ def store_rows(file: Path, rows: NDArray[np.uint8], skipped: Mapping[int, str] |
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if skipped:
-            _write(file.with_suffix(".json"), lambda stream: stream.write(json.dumps(dict(skipped)).encode()))
-        _write(file, lambda stream: np.save(stream, rows, allow_pickle=False))
+            write_whole(file.with_suffix(".json"), lambda stream: stream.write(json.dumps(_listing(skipped)).encode()))
+        else:
+            file.with_suffix(".json").unlink(missing_ok=True)  # one that fitted no rows
+        write_whole(file, lambda stream: _write_rows(stream, rows))
         return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
     except OSError as error:
-        # The system's own words: the error's message names the file and what happened to it once more. NumPy's error
-        # for an array of which only a part was written has no number, and speaks of numbers of values.
-        reason = os.strerror(error.errno) if error.errno else "disk full"
+        # The system's own words: the error's message names the file and what happened to it once more.
+        reason = os.strerror(error.errno) if error.errno else str(error)
         warnings.warn(
             f"{file}: cannot be written ({reason}); going on in memory; the pictures are prepared "
             "again next time (CATOPT_XP_CACHE names another folder)",
@@ -100,11 +139,7 @@ def store_rows(file: Path, rows: NDArray[np.uint8], skipped: Mapping[int, str] |
         return rows
 
 
-def _write(file: Path, write: Callable[[BinaryIO], object]) -> None:
-    remove_stale(file)  # a set is large: what a killed writer left would fill the disk
-    write_whole(file, write)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message on one line; its type where it has no message."""
-    return " ".join(str(error).split()) or type(error).__name__
+def _write_rows(stream: BinaryIO, rows: NDArray[np.uint8]) -> None:
+    """What `np.save` writes; of a full disk NumPy tells neither the reason nor, of the last few bytes, anything."""
+    stream.write(_header(rows.shape))
+    stream.write(np.ascontiguousarray(rows).reshape(-1).data)

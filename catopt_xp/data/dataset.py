@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from catopt_xp.machine import host_free_memory
+from catopt_xp.machine import address_room, host_free_memory
 
 ON_ERROR = ("raise", "skip")
 SMALLER_PICTURES = "choose a smaller img_shape (--img-shape), or fewer pictures (--train-size, --dev-size)"
@@ -93,7 +93,7 @@ def check_memory(what: str, needed: int, cure: str = SMALLER_PICTURES) -> None:
     what: its name, a plural, and cure: what to do, both for the message. needed: bytes.
     """
     try:
-        free = host_free_memory()
+        free = max(0, min(host_free_memory(), address_room()))
     except OSError:  # a system that does not tell: there the allocation itself fails, or does not
         return
     if needed > free:

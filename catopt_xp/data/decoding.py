@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from catopt_xp.data.cache import one_line
 from catopt_xp.data.dataset import DataArgumentError, check_memory, check_on_error, checked_img_shape
 from catopt_xp.machine import thread_count
+from catopt_xp.texts import one_line, plain
+from catopt_xp.timers import Bar
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +33,9 @@ FORMATS = (
 # Eighths of img_shape that a reduced JPEG must still have. At 7 the mean error is below that of taking two neighbours
 # out of a whole one, which is what the chapter's resize does: 3.0 against 3.7 levels, from 500x400 to 224x224.
 REDUCED = 7
+TOLD = 20  # skipped photographs that a warning names
 RUN = 8  # photographs that a thread takes at a time: one by one, waking the thread that counts costs a tenth
+STRIP = 1 << 20  # pixels of a picture that are converted at a time, where they take more memory meanwhile
 _ORIENTATION = 0x0112  # the EXIF tag
 _LYING = ("ROTATE_90", "ROTATE_270", "TRANSPOSE", "TRANSVERSE")  # turns that swap width and height
 
@@ -49,7 +51,7 @@ def decode_images(
     files: JPEG or PNG files of any size and mode. img_shape: (width, height) in pixels, to which each is
     resized.
     on_error: "raise" stops at the first file that cannot be decoded; "skip" leaves such files out, with a
-    warning naming them.
+    warning naming them (20 at most).
     progress: show a bar; None: when stderr is a terminal.
     Returns uint8 pixels (m, n_x), a row for each photograph, its values through height, width, channel (RGB).
     Raises ValueError or FileNotFoundError, naming the file, where one cannot be decoded; ValueError where none
@@ -107,7 +109,7 @@ def decode_files(
         try:
             errors = itertools.chain.from_iterable(pool.map(decode_run, range(0, len(files), RUN)))
             hidden = None if progress is None else not progress  # None: no bar unless stderr is a terminal
-            bar = tqdm(errors, total=len(files), desc="decoding", unit="photograph", leave=False, disable=hidden)
+            bar = Bar(errors, total=len(files), desc="decoding", unit="photograph", leave=False, disable=hidden)
             for k, error in enumerate(bar):
                 if error is not None:
                     if on_error == "raise":
@@ -132,13 +134,14 @@ def check_some_decoded(files: Sequence[Path], broken: dict[int, str]) -> None:
 
 def one_line_of(remark: warnings.WarningMessage) -> str:
     """A recorded warning's message on one line."""
-    return " ".join(str(remark.message).split())
+    return plain(" ".join(str(remark.message).split()))
 
 
 def warn_of_skipped(broken: dict[int, str]) -> None:
-    """One warning that names every skipped file."""
+    """One warning that names the skipped files, the first ones where they are many."""
     if broken:
-        warnings.warn(f"skipped {len(broken)} that cannot be decoded: " + "; ".join(broken.values()), stacklevel=3)
+        told = "; ".join(list(broken.values())[:TOLD]) + f"; and {len(broken) - TOLD} more" * (len(broken) > TOLD)
+        warnings.warn(f"skipped {len(broken)} that cannot be decoded: {told}", stacklevel=3)
 
 
 def decode_image(file: Path, img_shape: tuple[int, int]) -> NDArray[np.uint8]:
@@ -150,8 +153,11 @@ def decode_image(file: Path, img_shape: tuple[int, int]) -> NDArray[np.uint8]:
     """
     from PIL import Image, UnidentifiedImageError
 
+    named = plain(file)
     if file.is_dir():
-        raise ValueError(f"{file}: a folder, where the file of a photograph is expected")
+        raise ValueError(f"{named}: a folder, where the file of a photograph is expected")
+    if file.exists() and not file.is_file():  # reading a pipe would wait for ever
+        raise ValueError(f"{named}: a pipe or a device, where the file of a photograph is expected")
     try:
         with Image.open(file, formats=FORMATS) as image:
             turn = _turn(image)
@@ -164,16 +170,17 @@ def decode_image(file: Path, img_shape: tuple[int, int]) -> NDArray[np.uint8]:
             picture = picture.resize(stored_shape, Image.Resampling.BILINEAR)
         return np.asarray(picture if turn is None else picture.transpose(turn))
     except MemoryError as error:
-        raise MemoryError(f"{file}: not enough memory to decode it; choose a smaller img_shape") from error
+        raise MemoryError(f"{named}: not enough memory to decode it; choose a smaller img_shape") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{file}: refused, too many pixels for a photograph ({one_line(error)})") from error
+        raise ValueError(f"{named}: refused, too many pixels for a photograph ({one_line(error)})") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{file}: not a photograph that Pillow can read; remove or replace the file") from error
+        raise ValueError(f"{named}: not a photograph that Pillow can read; remove or replace the file") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
-        # The system's errors have a number, Pillow's own have none; EINVAL is a damaged offset to which it went.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise type(error)(f"{file}: cannot be read ({error.strerror})") from error
-        raise ValueError(f"{file}: damaged photograph ({one_line(error)}); remove or replace the file") from error
+        # The system's errors have a number, Pillow's own have none; EINVAL is a damaged offset to which it went,
+        # ELOOP a link to itself.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.ELOOP):
+            raise type(error)(f"{named}: cannot be read ({error.strerror})") from error
+        raise ValueError(f"{named}: damaged photograph ({one_line(error)}); remove or replace the file") from error
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -200,14 +207,30 @@ def _rgb(image: Image.Image) -> Image.Image:
     """Any mode as RGB: transparent parts over white, 16-bit grey scaled to 8 bits (Pillow cuts it off)."""
     from PIL import Image
 
-    if image.mode.startswith("I"):
-        grey = np.rint(np.asarray(image, dtype=np.float64).clip(0, 65535) / 257).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        picture = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     image.load()
+    deep = image.mode.startswith("I")
+    if deep or image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        picture = Image.new("RGB", image.size)
+        rows = max(1, STRIP // image.width)
+        for top in range(0, image.height, rows):
+            strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+            picture.paste(_grey(strip) if deep else _over_white(strip), (0, top))
+        return picture
     return image if image.mode == "RGB" else image.convert("RGB")  # even from RGB to RGB is a copy
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    grey = np.rint(np.asarray(image, dtype=np.float64).clip(0, 65535) / 257).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    picture = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def photograph_size(file: Path) -> tuple[int, int] | None:

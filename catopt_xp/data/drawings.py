@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from catopt_xp.data.cache import cache_file, load_rows, store_rows
 from catopt_xp.data.dataset import DataSet, check_memory, checked_img_shape, checked_whole
 from catopt_xp.data.scenes import draw_picture
 from catopt_xp.machine import thread_count
+from catopt_xp.timers import Bar
 
 RECIPE = 1  # a change in how the drawings look takes the next number, so that no old cache file is read
 TRAIN, DEV = 0, 1
@@ -118,7 +118,7 @@ def _draw_rows(tasks: list[Task], img_shape: tuple[int, int], workers: int, prog
     workers = min(workers, len(tasks) // PICTURES_PER_PROCESS)
     with ExitStack() as stack:
         pictures = _drawn_elsewhere(stack, tasks, img_shape, workers) if workers > 1 else _drawn_here(tasks, img_shape)
-        bar = tqdm(
+        bar = Bar(
             pictures,
             total=len(tasks),
             desc="drawing cats and dogs",

@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from catopt_xp.data.cache import cache_file, load_rows, load_skipped, store_rows
 from catopt_xp.data.dataset import DataSet, check_on_error, checked_img_shape, checked_size, checked_whole
 from catopt_xp.data.decoding import check_some_decoded, decode_files, photograph_size, warn_of_skipped
+from catopt_xp.texts import plain
 
 DEFAULT_SHAPE = (224, 224)
 RECIPE = 2  # a change in how photographs are decoded takes the next number, so that no old cache file is read
@@ -77,7 +78,7 @@ def get_cat_set(
         data_root, img_shape, train_size, test_size, on_error=on_error, cache=cache, progress=progress
     )
     if data.classes != ("dog", "cat"):
-        raise ValueError(f"{data_root}: the classes must be cats and dogs, found {', '.join(data.classes)}")
+        raise ValueError(f"{data_root}: the classes must be cats and dogs, found {plain(', '.join(data.classes))}")
     if data.dev_X is None and test_size != 0:
         raise FileNotFoundError(f"{Path(data_root) / 'test_set'}: no such folder; add it, or ask for test_size=0")
     for notice in data.notices:  # four arrays have no other place for it
@@ -136,7 +137,7 @@ def get_photograph_set(
     Y = labels[kept][None].astype(np.int64)
     for label, name in enumerate(classes):
         if label not in Y[0, :m]:
-            raise ValueError(f"{root}: no photograph of the class {name} could be decoded")
+            raise ValueError(f"{root}: no photograph of the class {plain(name)} could be decoded")
     return DataSet(
         train_X=rows[:m].T,
         train_Y=Y[:, :m],
@@ -178,10 +179,8 @@ def find_photographs(root: Path, seed: int = 0, dev_fraction: float = 0.2) -> Li
             return Listing(train, None, f"{root}: no test_set beside training_set, so there is no dev set")
         dev = _checked(test_set, _by_folder(test_set))
         if list(dev) != list(train):
-            raise ValueError(
-                f"{root}: training_set has the classes {', '.join(train)}, test_set has {', '.join(dev)}; "
-                "they must agree"
-            )
+            known, other = (plain(", ".join(names)) for names in (train, dev))
+            raise ValueError(f"{root}: training_set has the classes {known}, test_set has {other}; they must agree")
         return Listing(train, dev)
     found = _checked(root, _by_folder(root) or _by_name(root))
     if dev_fraction == 0:
@@ -234,14 +233,15 @@ def _checked(root: Path, found: dict[str, list[Path]]) -> Classes:
     if not found:
         loose = _photographs_in(root)
         if loose:
-            told = f"nothing says which class a photograph is of ({loose[0].name})"
+            told = f"nothing says which class a photograph is of ({plain(loose[0].name)})"
             raise ValueError(f"{root}: {told}; expected {_LAYOUTS}")
         raise ValueError(f"{root}: no photographs ({', '.join(ENDINGS)}) found; expected {_LAYOUTS}")
     if len(found) == 1:
-        raise ValueError(f"{root}: only one class with photographs found ({next(iter(found))}); two or more are needed")
-    plain = {name.lower().removesuffix("s"): name for name in found}
-    if len(found) == 2 and set(plain) == {"cat", "dog"}:
-        return {name: found[plain[name]] for name in ("cat", "dog")}
+        name = plain(next(iter(found)))
+        raise ValueError(f"{root}: only one class with photographs found ({name}); two or more are needed")
+    singular = {name.lower().removesuffix("s"): name for name in found}
+    if len(found) == 2 and set(singular) == {"cat", "dog"}:
+        return {name: found[singular[name]] for name in ("cat", "dog")}
     return {name: found[name] for name in sorted(found)}
 
 
@@ -250,7 +250,7 @@ def _first(classes: Classes, size: int | None, root: Path, part: str) -> Classes
     short = [f"{len(files)} of {name}" for name, files in classes.items() if size is not None and len(files) < size]
     if short:
         warnings.warn(
-            f"{root}: {size} photographs per class asked for the {part} set, found {', '.join(short)}; "
+            f"{root}: {size} photographs per class asked for the {part} set, found {plain(', '.join(short))}; "
             "taking all of them",
             stacklevel=4,
         )

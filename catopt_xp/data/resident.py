@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from catopt_xp.arrays import as_array
 from catopt_xp.backend import Array, Backend, asnumpy, backend_of
 from catopt_xp.labels import as_rows, check_labels
-from catopt_xp.parameters import dtype_name
 
+PIXELS_OR_NUMBERS = "give uint8 pixels or real numbers"
 CHECK_ROWS = 256  # rows looked at together when values are checked: no copy of the set is ever made for it
 
 
@@ -51,7 +52,7 @@ def make_resident(
     Raises TypeError or ValueError saying what is wrong and where.
     """
     source = backend_of(X)
-    X = source.asarray(X)
+    X = as_array(X, name, source, PIXELS_OR_NUMBERS)
     labels = labels_of(X, Y, n_x, name)
     samples, notices = _sample_major(X, dtype, source, name)
     notices += _check_values(samples, source, name)
@@ -64,7 +65,7 @@ def labels_of(X: Array, Y: Any, n_x: int | None, name: str) -> np.ndarray[Any, A
     labels_name = name.replace("X", "Y")
     if Y is None:
         raise ValueError(f"{name} is given without {labels_name}; pass both")
-    labels = as_rows(Y)
+    labels = as_rows(Y, labels_name)
     if X.ndim != 2:
         raise ValueError(f"{name} has shape {tuple(X.shape)}; give (n_x, m), a sample in each column")
     turned = f"; samples go in columns: pass {name}.T" if X.shape[0] in labels.shape else ""
@@ -79,10 +80,7 @@ def labels_of(X: Array, Y: Any, n_x: int | None, name: str) -> np.ndarray[Any, A
 
 def _sample_major(X: Array, dtype: str, source: Backend, name: str) -> tuple[Array, list[str]]:
     """X as (m, n_x), C-contiguous, uint8 or `dtype`: itself where it already is, one copy where it is not."""
-    text = dtype_name(X)
-    # The standard's dtypes have no kind, but names that begin with its letter: bool, int8, uint8, float32, complex64.
-    if getattr(X.dtype, "kind", text[0]) not in "buif":
-        raise TypeError(f"{name} holds {text}; give uint8 pixels or real numbers")
+    text = str(X.dtype).rpartition(".")[2]  # with the byte order, where it is not the machine's
     samples, kept = X.T, text in ("uint8", dtype)
     wanted = getattr(source.xp, text if kept else dtype)
     notices = [] if kept else [f"{name} was converted from {text} to {dtype}, once"]
@@ -93,7 +91,11 @@ def _sample_major(X: Array, dtype: str, source: Backend, name: str) -> tuple[Arr
         notices.append(
             f"{name} was copied once into sample-major memory ({size:.0f} MB); a C-contiguous {name}.T is not"
         )
+    elif kept and not getattr(samples.flags, "aligned", True):
+        notices.append(f"{name} was copied once into aligned memory")
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is named then
+        if isinstance(samples, np.ndarray):
+            return np.require(samples, wanted, ["C_CONTIGUOUS", "ALIGNED"]), notices
         return source.xp.ascontiguousarray(samples, dtype=wanted), notices
 
 

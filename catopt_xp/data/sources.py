@@ -8,17 +8,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from catopt_xp.data.cache import one_line
+from catopt_xp.archives import read_arrays
+from catopt_xp.arrays import as_array
 from catopt_xp.data.dataset import DataArgumentError, DataSet, check_on_error, checked_img_shape
 from catopt_xp.data.decoding import decode_files
 from catopt_xp.data.drawings import get_drawn_set
 from catopt_xp.data.photographs import DEFAULT_SHAPE, Decoder, get_photograph_set
+from catopt_xp.texts import one_line, plain
 
 Source = str | os.PathLike[str] | tuple[Any, ...] | DataSet | None
 
@@ -77,8 +78,8 @@ def load_data(
     elif isinstance(data, DataSet):
         loaded = dataclasses.replace(data)
     elif isinstance(data, tuple | list) and len(data) in (2, 4):
-        arrays: list[Any] = [np.asarray(part) if isinstance(part, list) else part for part in data]
-        loaded = DataSet(*arrays)
+        names = ("X", "Y", "dev_X", "dev_Y")
+        loaded = DataSet(*(_array(part, name) for part, name in zip(data, names, strict=False)))
     else:
         what = f"{len(data)} arrays" if isinstance(data, tuple | list) else type(data).__name__
         known = "a folder, an .npz or .npy file, (X, Y), (X, Y, dev_X, dev_Y) or a DataSet"
@@ -93,6 +94,11 @@ def load_data(
                 " --img-shape, or none"
             )
     return loaded
+
+
+def _array(part: Any, name: str) -> Any:
+    """What has a dtype as it is, anything else, such as lists, as an array. Raises TypeError or ValueError."""
+    return part if part is None or hasattr(part, "dtype") else as_array(part, name)
 
 
 def _is_array_file(path: Path) -> bool:
@@ -135,7 +141,7 @@ def _rows_and_labels(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
     for file in (path, beside):
         try:
             array = np.load(file, mmap_mode="r" if file == path else None, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # NumPy's parser raises almost anything at a damaged header
             raise ValueError(f"{file}: cannot be read as an .npy file of numbers ({one_line(error)})") from error
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
             raise ValueError(f"{file}: must hold one array of numbers, such as np.save writes")
@@ -154,24 +160,15 @@ def _load_npz(path: Path) -> DataSet:
     started = time.perf_counter()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
     try:
-        # Opened here: NumPy leaves its own file open when the archive is broken.
-        with path.open("rb") as stream:
-            if not zipfile.is_zipfile(stream):
-                raise ValueError("not a zip archive, or not all of one")
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as archive:
-                names = list(archive.files)
-                for name in ("X", "Y", "dev_X", "dev_Y"):
-                    if name in names:
-                        arrays[name] = archive[name]
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: cannot be read as an .npz file of plain arrays ({one_line(error)})") from error
+        arrays, names = read_arrays(path, ("X", "Y", "dev_X", "dev_Y"))
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read as an .npz file of plain arrays ({error})") from error
     missing = [name for name in ("X", "Y") if name not in arrays]
     missing += [name for name in ("dev_X", "dev_Y") if name not in arrays and ("dev_X" in arrays or "dev_Y" in arrays)]
     if missing:
-        raise ValueError(f"{path}: {' and '.join(missing)} missing; the file has {', '.join(names) or 'no arrays'}")
+        has = plain(", ".join(names)) or "no arrays"
+        raise ValueError(f"{path}: {' and '.join(missing)} missing; the file has {has}")
     for name, array in arrays.items():
         if array.dtype.kind not in "buif":
             raise ValueError(f"{path}: {name} must hold numbers, not {array.dtype}")

@@ -21,6 +21,7 @@ from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda_plan import plan_of
 from catopt_xp.engines.panels import PANEL
 from catopt_xp.engines.plain import PlainEngine, Settings
+from catopt_xp.machine import address_room
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import Adam, BaseOptimizer, GradientDescent, Momentum, RMSProp
 from catopt_xp.parameters import dtype_name
@@ -30,6 +31,7 @@ ENGINES = ("auto", "plain", "panels")
 LEAST_EPS = 1e-30  # the panel engine estimates quotients, for denominators that are well above the smallest floats
 # Units times batch size, for each feature and in all, from which whole products win over panels.
 LARGE_PRODUCTS, LARGE = 80, 45_000
+COMPILING = 512 << 20  # bytes of address space: to import numba took 150 MB, to compile up to 200 MB more
 FAST = 'pip install "catopt-xp[fast]"'
 
 __all__ = ["ENGINES", "PlainEngine", "Settings", "check_failure", "choose_engine", "panel_obstacle"]
@@ -86,11 +88,14 @@ def check_failure(
     backend: Backend,
     settings: Settings,
 ) -> str | None:
-    """Why the panel engine cannot be trusted on this machine, or None: its check fails, or its kernels do not run."""
+    """Why the panel engine cannot be trusted on this machine, or None: its check fails, or its kernels do not run.
+
+    On a CPU too: what compiles them is another release with each numba.
+    """
     try:
         failure = self_check(make, optimizer, samples, model, settings.penalised)
     except Exception as error:
-        if backend.name == "numpy":  # there is no other machine in between whose faults these could be
+        if backend.name == "numpy" and isinstance(error, MemoryError):  # the plain engine has no more of it
             raise
         failure = f"{type(error).__name__}, {' '.join(str(error).split())}"
     return failure
@@ -117,8 +122,9 @@ def panel_obstacle(
         return f"eps is below {LEAST_EPS:g}"
     if dtype_name(samples) not in ("uint8", model.dtype):
         return f"the set is {dtype_name(samples)}, the network {model.dtype}"
-    if not samples.flags.c_contiguous:
-        return "the set's samples do not lie one after the other in memory"
+    flags = samples.flags
+    if not (flags.c_contiguous and getattr(flags, "aligned", True) and getattr(samples.dtype, "isnative", True)):
+        return "the set's samples do not lie one after the other in memory, aligned and in this machine's byte order"
     return numba_obstacle() if backend.name == "numpy" else gpu_obstacle(model, optimizer, samples, backend, settings)
 
 
@@ -144,6 +150,10 @@ def numba_obstacle() -> str | None:
     """What stands against numba here: it is absent, or it cannot be imported."""
     if importlib.util.find_spec("numba") is None:
         return f"{FAST} brings a faster one"
+    room = address_room()
+    if room < COMPILING:  # the compiler ends the process where it gets no memory, and OpenBLAS waits for it
+        needed, left = COMPILING >> 20, max(0, int(room)) >> 20
+        return f"out of memory for it: numba may take {needed} MiB, and the limit (ulimit -v) leaves {left} MiB"
     try:
         numba = importlib.import_module("numba")
     except Exception as error:  # such as a NumPy that is newer than this numba knows, or a setting that it refuses

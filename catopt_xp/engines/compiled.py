@@ -1,11 +1,10 @@
-"""Functions compiled by numba and kept on disk, and the numbers that optimizers' rules have in them. Floor F3."""
+"""Functions compiled by numba and kept on disk. Floor F3."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
 import pickle
-from collections import namedtuple
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -13,22 +12,7 @@ from typing import Any
 import numba
 
 from catopt_xp.engines import lanes, panels, updates, vectors
-from catopt_xp.engines.updates import register_rule
-from catopt_xp.optim import Adam, BaseOptimizer, GradientDescent, Momentum, RMSProp
-
-# The numbers of each rule, in the order of `scalars()`. A class of their own each: it tells `update` which rule to run.
-GradientDescentNumbers = namedtuple("GradientDescentNumbers", ["lr"])
-MomentumNumbers = namedtuple("MomentumNumbers", ["rate", "beta", "alpha", "nesterov"])
-RMSPropNumbers = namedtuple("RMSPropNumbers", ["rate", "beta", "alpha", "c", "eps_in", "eps_out"])
-AdamNumbers = namedtuple("AdamNumbers", ["rate", "beta1", "alpha1", "beta2", "alpha2", "c2", "eps_in", "eps_out"])
-NUMBERS: dict[type[BaseOptimizer], Any] = {
-    GradientDescent: GradientDescentNumbers,
-    Momentum: MomentumNumbers,
-    RMSProp: RMSPropNumbers,
-    Adam: AdamNumbers,
-}
-for _optimizer, _numbers in NUMBERS.items():
-    register_rule(_numbers.__name__, _optimizer.moment_names, _optimizer.kernel)
+from catopt_xp.engines.updates import NUMBERS
 
 
 class Compiled:
@@ -83,4 +67,4 @@ class _Variant:
             return self._call(*arguments)
 
 
-__all__ = ["NUMBERS", "Compiled"]
+__all__ = ["Compiled"]

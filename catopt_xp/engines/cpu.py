@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catopt_xp.backend import Array, Backend
-from catopt_xp.engines.compiled import NUMBERS, Compiled
+from catopt_xp.engines.compiled import Compiled
 from catopt_xp.engines.lanes import (
     GRADIENT_ROWS,
     PRODUCT_ROWS,
@@ -30,7 +30,7 @@ from catopt_xp.engines.lanes import (
 from catopt_xp.engines.panels import MOST_TASK, PANEL, STRIP, STRIPS, Split, aligned_zeros, padded, tree_sum
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.engines.rest import Rest, Rule
-from catopt_xp.engines.updates import update
+from catopt_xp.engines.updates import NUMBERS, update
 from catopt_xp.engines.vectors import VECTOR_BYTES
 from catopt_xp.functional import pixel_scale
 from catopt_xp.network import DeepNetwork

@@ -14,15 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catopt_xp.backend import Array, Backend
-from catopt_xp.engines.cuda_plan import CHUNK_STEPS, MIDDLE_THREADS, chunk_end, places, plan_of
-from catopt_xp.engines.panels import tree_sum
+from catopt_xp.engines.cuda_plan import (
+    CHUNK_STEPS,
+    EVALUATED,
+    MIDDLE_THREADS,
+    SUMMING_THREADS,
+    address,
+    chunk_end,
+    places,
+    plan_of,
+)
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.functional import pixel_scale
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import BaseOptimizer
 
 Rows = NDArray[np.int64]
-KERNELS = ("stream", "middle", "advance")
+KERNELS = ("stream", "middle", "advance", "subtotals", "join")
 
 
 class Device(Protocol):
@@ -109,6 +117,14 @@ class CupyDevice:
         self._uploaded.clear()
 
 
+class Products:
+    """Where a launch of `stream` leaves the products of up to `batch` samples: `part` (tiles, batch, units)."""
+
+    def __init__(self, backend: Backend, part: Array) -> None:
+        self.part, self.batch = part, int(part.shape[1])
+        self.total = backend.zeros((1, *part.shape[1:]), part.dtype)  # where they are added up besides in `middle`
+
+
 class CudaEngine(PlainEngine):
     """The steps of an epoch in two launches each; arguments as for `PlainEngine`, within `gpu_obstacle`.
 
@@ -130,11 +146,15 @@ class CudaEngine(PlainEngine):
         device: Device | None = None,
     ) -> None:
         super().__init__(model, optimizer, samples, targets, backend, settings)
+        self.network = model
         self.plan = plan_of(model, optimizer, samples, max(self.lengths), self.tensor_cores)
         self.device: Device = CupyDevice(backend) if device is None else device
         self.device.load(self.plan.source())
         self._buffers = {name: backend.zeros(shape, model.dtype) for name, shape in self.plan.buffer_shapes.items()}
-        self._rows = backend.zeros((self.m + self.lengths[0],), "int32")
+        self._products = self._room(self._buffers["part"])
+        self._evaluated: Products | None = None  # the room of an evaluation, once there is one
+        self._nodes = backend.asarray(np.array(self._own_nodes(), dtype=np.int32))  # (nodes, 2)
+        self._rows = backend.zeros((max(self.m + self.lengths[0], EVALUATED),), "int32")
         self._places = backend.zeros((self.batches + 1, 4), "int32")
         self._table = backend.zeros((self.batches + 1, self.plan.numbers), model.dtype)
         self._base = backend.zeros((1,), "int32")
@@ -147,9 +167,7 @@ class CudaEngine(PlainEngine):
 
     def steps(self, epoch: int, order: Rows, first: int = 0, following: Rows | None = None) -> Iterator[int]:
         """As `PlainEngine.steps`, a chunk at a time; it ends where `Settings.pause_every` says."""
-        if not self._attached:
-            self.device.attach()
-            self._attached = True
+        self._attach()
         behind = order[:0] if following is None else following[self.slices[0]]
         self._place(order, behind)
         if self._following is None or not np.array_equal(self._following, order[self.slices[first]]):
@@ -159,15 +177,21 @@ class CudaEngine(PlainEngine):
         k = first
         while k < self.batches:
             end = chunk_end(k, self.batches, epoch * self.batches, self.settings.pause_every)
+            self._attach()  # whoever looked at the weights after the last chunk has left them as they were
             self._following = None  # while the chunk is queued, whatever happens
             self._upload_numbers(epoch, k, end)
-            self._queue(end - k)
+            self._queue(k, end - k)
             self._following = order[self.slices[end]] if end < self.batches else behind
             k = end
             waits.append(self.device.mark())
             if len(waits) > 1:
                 waits.pop(0)()  # sync: the host stays one chunk ahead, no more
             yield k
+
+    def _attach(self) -> None:
+        if not self._attached:
+            self.device.attach()
+            self._attached = True
 
     def _place(self, order: Rows, behind: Rows) -> None:
         """The epoch's rows and where each step finds its own."""
@@ -176,14 +200,19 @@ class CudaEngine(PlainEngine):
         self.device.upload(self._rows[: len(rows)], rows)
         table = places(len(order), self.settings.batch_size, self.settings.drop_last, len(behind) > 0)
         self.device.upload(self._places, table)
+        self._lengths_behind = table[:, 3]
 
     def _first_product(self, first: int) -> None:
-        """The product of batch `first`, by a step without an update."""
+        """The product of batch `first`."""
         part = self.slices[first]
-        line = np.array([[0, 0, part.start, part.stop - part.start]], dtype=np.int32)
+        self._multiply(self.samples, part.start, part.stop - part.start, self._products)
+
+    def _multiply(self, samples: Array, start: int, count: int, products: Products) -> None:
+        """`W0 X` of the samples that `_rows` names from `start` on: a step without an update."""
+        line = np.array([[0, 0, start, count]], dtype=np.int32)
         self.device.upload(self._places[self.batches :], line)
         self.device.upload(self._base, np.array([self.batches], dtype=np.int32))
-        self._stream(0)
+        self._stream(0, samples, products)
 
     def _upload_numbers(self, epoch: int, start: int, end: int) -> None:
         """The rule's numbers of each step, in the order of `CudaPlan.scalars`, then l2 and the decay's factor."""
@@ -196,13 +225,13 @@ class CudaEngine(PlainEngine):
             lines.append([*(scalars[name] for name in self.plan.scalars), optimizer.l2, shrink])
         self.device.upload(self._table[start:end], np.array(lines, dtype=self.plan.dtype))
 
-    def _queue(self, count: int) -> None:
-        """So many steps from the one that `_base` names; a whole chunk is one graph."""
+    def _queue(self, first: int, count: int) -> None:
+        """So many steps from `first` on, which `_base` names; a whole chunk is one graph."""
 
         def launches() -> None:
             for ahead in range(count):
                 self._middle(ahead)
-                self._stream(ahead)
+                self._stream(ahead, self.samples, self._products)
             self.device.launch("advance", (1,), 1, [self._base, np.int32(count)], 0)
 
         if count == CHUNK_STEPS and self._warm:
@@ -213,25 +242,51 @@ class CudaEngine(PlainEngine):
             launches()
             self._warm = True
 
+    def _flat_state(self) -> list[Array]:
+        """Parameters and moments as the kernels work on them, each flat."""
+        return self.optimizer.flat_state()
+
+    def _room(self, part: Array) -> Products:
+        return Products(self.backend, part)
+
+    def _own_nodes(self) -> list[tuple[int, int]]:
+        """The subtrees of tiles whose sums `_add_up` makes, as (first, length): all of them are one."""
+        return [(0, self.plan.tiles)]
+
+    def _to_add(self) -> tuple[Array, int]:
+        """What `middle` adds up: products of how many tiles."""
+        return self._products.part, self.plan.tiles
+
     def _middle(self, ahead: int) -> None:
         plan, buffers = self.plan, self._buffers
-        rest = self.optimizer.flat_state()[0][plan.units * plan.neuron_cnt[0] :]
+        rest = self._flat_state()[0][plan.units * plan.neuron_cnt[0] :]
+        part, tiles = self._to_add()
         place = [self._rows, self._places, self._base, np.int32(ahead)]
-        sizes = [np.int32(plan.tiles), np.int32(plan.batch_size)]
+        sizes = [np.int32(tiles), np.int32(plan.batch_size)]
         data = [rest, self.targets, np.int64(self.targets.shape[1])]
         out = [buffers["d"], buffers["gradients"], buffers["block_losses"]]
-        arguments = [buffers["part"], *sizes, *place, *data, *out]
+        arguments = [part, *sizes, *place, *data, *out]
         self.device.launch("middle", (plan.middle_blocks,), MIDDLE_THREADS, arguments, plan.middle_shared)
 
-    def _stream(self, ahead: int) -> None:
+    def _stream(self, ahead: int, samples: Array, products: Products) -> None:
         plan, buffers = self.plan, self._buffers
-        parameters, *moments = self.optimizer.flat_state()
+        parameters, *moments = self._flat_state()
         moments += [parameters] * (2 - len(moments))  # a rule with fewer does not look at the others
-        data = [self.samples, np.int64(plan.neuron_cnt[0]), np.int32(plan.batch_size)]
+        data = [samples, np.int64(plan.neuron_cnt[0]), np.int32(products.batch)]
         place = [self._rows, self._places, self._table, self._base, np.int32(ahead)]
         rest = [np.int32(plan.middle_blocks), buffers["gradients"], buffers["block_losses"], self.losses]
-        arguments = [*data, *place, buffers["d"], parameters, *moments, buffers["part"], *rest]
+        arguments = [*data, *place, buffers["d"], parameters, *moments, products.part, *rest]
         self.device.launch("stream", plan.stream_grid, plan.threads, arguments, plan.stream_shared)
+
+    def _subtotals(self, products: Products, count: int, own: Array) -> None:
+        """Sums of `part`'s first samples over each of the nodes, into `own` (nodes, batch, units)."""
+        arguments = [products.part, np.int32(products.batch), self._nodes, own]
+        grid = count, len(self._nodes)
+        self.device.launch("subtotals", grid, SUMMING_THREADS, arguments, self.plan.sums_shared)
+
+    def _add_up(self, products: Products, count: int) -> None:
+        """Into `total` the sum of all tiles' products."""
+        self._subtotals(products, count, products.total)
 
     # --- what others see ----------------------------------------------------------------------------------------------
 
@@ -245,13 +300,46 @@ class CudaEngine(PlainEngine):
         self.device.synchronize()
         return super().fetch_losses()
 
+    def evaluate(self, samples: Array, targets: Array) -> tuple[float, float]:
+        """As `PlainEngine.evaluate`; by products of tiles, so that their bits are those of any number of GPUs."""
+        if str(samples.dtype) != self.plan.sample_dtype:  # the kernels read sets of one type
+            return super().evaluate(samples, targets)
+        self._attach()
+        if self._evaluated is None:
+            shape = self.plan.tiles, self.plan.evaluated, self.plan.units
+            self._evaluated = self._room(self.backend.empty(shape, self.plan.dtype))
+        room, self._following = self._evaluated, None
+
+        def product(rows: slice) -> Array:
+            chunk, count = samples[rows, :], rows.stop - rows.start
+            if self.plan.aligned and address(chunk) % 8:
+                chunk = chunk.copy()
+            Z = self.backend.empty((self.plan.units, count), self.plan.dtype)
+            for start in range(0, count, room.batch):
+                stop = min(count, start + room.batch)
+                self.device.attach()  # what was made of the last products has been made
+                self.device.upload(self._rows[: stop - start], np.arange(start, stop, dtype=np.int32))
+                self._multiply(chunk, 0, stop - start, room)
+                self._add_up(room, stop - start)
+                self.device.synchronize()
+                Z[:, start:stop] = room.total[0, : stop - start].T
+            Z *= np.dtype(self.plan.dtype).type(pixel_scale(samples.dtype))
+            return Z
+
+        self._write_rest()
+        return self.network.evaluate_from(product, targets)
+
+    def _write_rest(self) -> None:
+        """Brings what lies behind W0 up to date in the network."""
+        self.device.synchronize()
+
     def next_product(self) -> NDArray[Any]:
         """`W0 X` of the batch that follows, (units, its samples), on the host."""
         assert self._following is not None
+        self._add_up(self._products, len(self._following))
         self.device.synchronize()
-        part = self.backend.to_host(self._buffers["part"])[:, : len(self._following)]  # (tiles, samples, units)
-        whole = tree_sum(part.reshape(len(part), -1).copy()).reshape(part.shape[1:])
-        scaled: NDArray[Any] = whole.T * np.dtype(self.plan.dtype).type(pixel_scale(self.samples.dtype))
+        total: NDArray[Any] = self.backend.to_host(self._products.total)[0, : len(self._following)].T
+        scaled: NDArray[Any] = total * np.dtype(self.plan.dtype).type(pixel_scale(self.samples.dtype))
         return scaled
 
     def versions(self) -> dict[str, str]:

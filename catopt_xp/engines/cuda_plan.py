@@ -27,6 +27,7 @@ Rows = NDArray[np.int64]
 
 CORES_THREADS, TENSOR_THREADS = 128, 256  # of a block of `stream`
 MIDDLE_THREADS = 512
+SUMMING_THREADS = 256  # of a block of `subtotals` and `join`
 MIDDLE_BLOCKS = 128  # at most; a block takes more samples of a larger batch
 MOST_GROUP = 32  # units of the first layer to a block: their gradients lie in registers
 SUBTREE = 16  # tiles that one thread adds
@@ -34,6 +35,9 @@ CHUNK_STEPS = 32  # steps in a graph: what an interrupt waits for
 MOST_SHARED = 96 * 1024  # bytes of shared memory that every GPU from sm_80 on gives a block
 MOST_UNITS = 128  # of the first layer, beyond which whole products win
 MOST_BATCH = 2000
+WAITING = 32  # sums of a tree that wait at a time: as many as its levels
+EVALUATED = 256  # samples whose products an evaluation makes at a time, where they take no more than EVALUATED_NUMBERS
+EVALUATED_NUMBERS = 2**24
 KINDS = {"relu": 0, "sigmoid": 1, "tanh": 2}
 NONE = 3  # the last layer's activation belongs to the loss
 C_TYPES = {"float32": "float", "float64": "double", "uint8": "unsigned char"}
@@ -192,6 +196,16 @@ class CudaPlan:
         return (self.rest + layers + self.samples + subtrees * self.units) * self.itemsize
 
     @property
+    def sums_shared(self) -> int:
+        """Bytes of shared memory of a block of `subtotals`."""
+        return -(-self.tiles // SUBTREE) * self.units * self.itemsize
+
+    @property
+    def evaluated(self) -> int:
+        """Samples whose products an evaluation makes at a time."""
+        return max(1, min(EVALUATED, EVALUATED_NUMBERS // (self.tiles * self.units)))
+
+    @property
     def buffer_shapes(self) -> dict[str, tuple[int, ...]]:
         """What lies on the GPU besides the set, the parameters and their moments, in the network's dtype."""
         return {
@@ -256,6 +270,7 @@ class CudaPlan:
             "REST_BLOCKS": self.rest_blocks,
             **{name.upper(): kind for name, kind in KINDS.items()},
             "NONE": NONE,
+            "WAITING": WAITING,
         }
         tables = {
             "WIDTH": self.widths,
@@ -327,8 +342,11 @@ def chunk_end(start: int, batches: int, before: int, pause_every: int | None) ->
 def plan_of(
     model: DeepNetwork, optimizer: BaseOptimizer, samples: Array, batch_size: int, tensor_cores: bool = True
 ) -> CudaPlan:
-    """The launches for these objects: arguments as for `PlainEngine`, its largest batch, and as for `CudaPlan`."""
-    neuron_cnt, activations = tuple(model.neuron_cnt), tuple(model.activation_func)
+    """The launches for these objects: arguments as for `PlainEngine`, its largest batch, and as for `CudaPlan`.
+
+    Where `samples` have some of the network's features, the plan is for these.
+    """
+    neuron_cnt, activations = (samples.shape[1], *model.neuron_cnt[1:]), tuple(model.activation_func)
     kinds = model.dtype, dtype_name(samples)
     return CudaPlan(
         neuron_cnt, activations, type(optimizer), batch_size, *kinds, tensor_cores, address(samples) % 8 == 0
@@ -342,4 +360,14 @@ def address(array: Array) -> int:
     return start
 
 
-__all__ = ["CHUNK_STEPS", "MIDDLE_THREADS", "CudaPlan", "chunk_end", "places", "plan_of"]
+__all__ = [
+    "CHUNK_STEPS",
+    "EVALUATED",
+    "MIDDLE_THREADS",
+    "SUMMING_THREADS",
+    "CudaPlan",
+    "address",
+    "chunk_end",
+    "places",
+    "plan_of",
+]

@@ -254,7 +254,7 @@ def restore(typing: Any, before: Any) -> Any:
 
 
 def _control(builder: Any, instruction: str, state: Any) -> None:
-    pointer = builder.bitcast(state, ir.PointerType())
+    pointer = builder.bitcast(state, ir.IntType(8).as_pointer())  # as LLVM 15 wants it, with which numba 0.61 comes
     kind = ir.FunctionType(ir.VoidType(), [pointer.type])
     builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.sse.{instruction}"), [pointer])
 

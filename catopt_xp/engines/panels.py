@@ -114,27 +114,43 @@ def grain(first: int, stop: int, panels: int) -> int:
     return bounds & -bounds
 
 
+def merges(nodes: Sequence[tuple[int, int]]) -> list[int]:
+    """How many sums come together once each node is there: what finishes the tree above subtrees.
+
+    `nodes`: (first, length) of each, in order, without gaps, as `subtrees` cuts them. Whoever takes their sums one by
+    one adds, after the k-th, so many times the last one to the one before it, which takes its place.
+
+    >>> merges([(0, 2), (2, 1), (3, 1)])
+    [0, 0, 2]
+    """
+    waiting: list[tuple[int, int]] = []
+    found = []
+    for first, length in nodes:
+        count = 0
+        while waiting and waiting[-1][1] == length and waiting[-1][0] % (2 * length) == 0:
+            first, _ = waiting.pop()
+            length, count = 2 * length, count + 1
+        waiting.append((first, length))
+        found.append(count)
+    found[-1] += len(waiting) - 1  # without neighbours: they wait for the end, as in the tree
+    return found
+
+
 def join_subtrees(nodes: Sequence[tuple[int, int]], sums: Sequence[Floats]) -> Floats:
     """What `tree_sum` makes of all blocks, from the sums of the subtrees that they were cut into; uses the sums up.
 
-    `nodes`: (first, length) of each, in order, without gaps, as `subtrees` cuts them; `sums`: one (n,) for each.
+    `nodes`: as for `merges`; `sums`: one (n,) for each.
 
     >>> join_subtrees([(0, 2), (2, 1), (3, 1)], [np.array([3.0]), np.array([4.0]), np.array([8.0])])
     array([15.])
     """
-    waiting: list[tuple[int, int, Floats]] = []
-    for (first, length), total in zip(nodes, sums, strict=True):
-        while waiting and waiting[-1][1] == length and waiting[-1][0] % (2 * length) == 0:
-            first, _, left = waiting.pop()
-            left += total
-            length, total = 2 * length, left
-        waiting.append((first, length, total))
-    _, _, total = waiting.pop()
-    while waiting:  # without neighbours: they wait for the end, as in the tree
-        _, _, left = waiting.pop()
-        left += total
-        total = left
-    return total
+    waiting: list[Floats] = []
+    for total, count in zip(sums, merges(nodes), strict=True):
+        waiting.append(total)
+        for _ in range(count):
+            last = waiting.pop()
+            waiting[-1] += last
+    return waiting[0]
 
 
 def aligned_zeros(count: int, dtype: Any, skew: int = 0) -> Floats:
@@ -168,6 +184,7 @@ __all__ = [
     "aligned_zeros",
     "grain",
     "join_subtrees",
+    "merges",
     "padded",
     "subtrees",
     "tree_sum",

@@ -6,38 +6,15 @@ and the tree above them is finished by every rank alike. So is the rest of the n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import numpy as np
 
 from catopt_xp.backend import Array, Backend
 from catopt_xp.engines.cpu import PanelEngine
+from catopt_xp.engines.exchange import Exchange
 from catopt_xp.engines.panels import PANEL, Floats, grain, join_subtrees, tree_sum
 from catopt_xp.engines.plain import Settings
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import BaseOptimizer
-
-
-class Exchange(Protocol):
-    """What a rank's engine needs of the others: `distributed.Ranks`."""
-
-    rank: int
-
-    def share(self, n_x: int) -> slice:
-        """This rank's features."""
-
-    def panels(self, n_x: int) -> tuple[int, int]:
-        """This rank's first panel, and the next one's."""
-
-    def nodes(self, n_x: int) -> list[list[tuple[int, int]]]:
-        """Each rank's subtrees."""
-
-    def gather(self, own: Floats, counts: Sequence[int]) -> Floats:
-        """All ranks' numbers."""
-
-    def gather_columns(self, W: Floats) -> None:
-        """Fills in what other ranks care for."""
 
 
 class RankEngine(PanelEngine):

@@ -1,4 +1,5 @@
 // One training step on a GPU in two launches, `middle` and `stream`; `advance` ends a chunk of steps. No headers.
+// `subtotals` and `join` add up products where `middle` does not: of several GPUs, and for an evaluation.
 //
 // What is compiled in comes before this text (`cuda_plan.py` writes it): REAL, the type of the network; SAMPLE, that of
 // the set; UNITS of the first layer, GROUP of them to a block; the optimizer's rule; the rest of the network as tables.
@@ -217,3 +218,43 @@ extern "C" __global__ void __launch_bounds__(MIDDLE_THREADS, 1)
 }
 
 extern "C" __global__ void advance(int* base, int steps) { *base += steps; }
+
+// --- sums of products ----------------------------------------------------------------------------------------------
+
+// A whole subtree of the tiles here: its first one, and how many there are.
+struct Node {
+    int first, count;
+};
+
+// Grid: the batch's samples; y: nodes. own (nodes, batch, UNITS): for each node the sum of part (tiles, batch, UNITS) over
+// its tiles. Shared: a number for each unit and subtree of the longest.
+extern "C" __global__ void subtotals(const REAL* __restrict__ part, int batch, const Node* __restrict__ nodes,
+                                     REAL* __restrict__ own) {
+    DYNAMIC_SHARED(memory);
+    REAL* sums = reinterpret_cast<REAL*>(memory);
+    const Node node = nodes[blockIdx.y];
+    const long long stride = (long long)batch * UNITS;
+    tree_sum(part + node.first * stride + blockIdx.x * UNITS, node.count, stride, sums);
+    for (int u = threadIdx.x; u < UNITS; u += blockDim.x) own[blockIdx.y * stride + blockIdx.x * UNITS + u] = sums[u];
+}
+
+// Where the sum of a subtree lies among everyone's, and how many sums come together once it is there.
+struct Join {
+    int at, merges;
+};
+
+// Grid: the numbers of a batch. joined (batch, UNITS), `size` numbers: the tree above the subtrees whose sums `everyone`
+// (·, batch, UNITS) holds.
+extern "C" __global__ void join(const REAL* __restrict__ everyone, int size, const Join* __restrict__ joins, int count,
+                                REAL* __restrict__ joined) {
+    const int e = blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= size) return;
+    REAL waiting[WAITING];
+    int top = 0;
+    for (int k = 0; k < count; k++) {
+        waiting[top] = everyone[(long long)joins[k].at * size + e];
+        for (int merge = 0; merge < joins[k].merges; merge++, top--) waiting[top - 1] += waiting[top];
+        top++;
+    }
+    joined[e] = waiting[0];
+}

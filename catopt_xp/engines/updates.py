@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections import namedtuple
 from typing import Any
 
 from llvmlite import ir
@@ -12,15 +12,32 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from catopt_xp.engines.vectors import Code, N, pointer_to, real_of
+from catopt_xp.optim import Adam, BaseOptimizer, GradientDescent, Momentum, RMSProp
 
-# What a rule is called with, by the class of its numbers: the names of its moments, and its text (`optim.py`).
-_RULES: dict[str, tuple[Sequence[str], ast.Module]] = {}
+# The numbers of each rule, in the order of `scalars()`. A class of their own each: it tells `update` which rule to run.
+GradientDescentNumbers = namedtuple("GradientDescentNumbers", ["lr"])
+MomentumNumbers = namedtuple("MomentumNumbers", ["rate", "beta", "alpha", "nesterov"])
+RMSPropNumbers = namedtuple("RMSPropNumbers", ["rate", "beta", "alpha", "c", "eps_in", "eps_out"])
+AdamNumbers = namedtuple("AdamNumbers", ["rate", "beta1", "alpha1", "beta2", "alpha2", "c2", "eps_in", "eps_out"])
+NUMBERS: dict[type[BaseOptimizer], Any] = {
+    GradientDescent: GradientDescentNumbers,
+    Momentum: MomentumNumbers,
+    RMSProp: RMSPropNumbers,
+    Adam: AdamNumbers,
+}
 
 
-def register_rule(name: str, moments: Sequence[str], text: str) -> None:
-    """Makes an optimizer's kernel text, C++ assignments with `+ - * / sqrt ?:`, known to `update` under a name."""
+def parse_rule(text: str) -> ast.Module:
+    """An optimizer's kernel text, C++ assignments with `+ - * / sqrt ?:`, as Python's syntax tree.
+
+    >>> ast.unparse(parse_rule("p -= (fast ? lr : 1) * g;"))
+    'p -= (lr if fast else 1) * g'
+    """
     python = re.sub(r"\(?(\w+) \? ([^:]+) : (\w+)\)?;?", r"((\2) if \1 else (\3))", text)
-    _RULES[name] = (tuple(moments), ast.parse(python.replace(";", "\n").replace("\n ", "\n")))
+    return ast.parse(python.replace(";", "\n").replace("\n ", "\n"))
+
+
+_RULES = {numbers: (optimizer.moment_names, parse_rule(optimizer.kernel)) for optimizer, numbers in NUMBERS.items()}
 
 
 class _Rule:
@@ -71,10 +88,10 @@ class _Rule:
 def update(typing: Any, p: Any, moments: Any, at: Any, g: Any, g0: Any, n: Any, numbers: Any, decay: Any) -> Any:
     """The optimizer's rule on n elements (a multiple of STRIP) of p and its moments from `at` on, with g from `g0` on.
 
-    `numbers`: a named tuple of float64, whose class was registered; `decay`: (), or (l2, shrink) to apply first,
+    `numbers`: a named tuple of float64, of a class of NUMBERS; `decay`: (), or (l2, shrink) to apply first,
     `g += l2*p; p *= shrink`.
     """
-    names, rule = _RULES[numbers.instance_class.__name__]
+    names, rule = _RULES[numbers.instance_class]
     fields = numbers.instance_class._fields
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -107,4 +124,4 @@ def update(typing: Any, p: Any, moments: Any, at: Any, g: Any, g0: Any, n: Any, 
     return types.void(p, moments, N, g, N, N, numbers, decay), emit
 
 
-__all__ = ["register_rule", "update"]
+__all__ = ["NUMBERS", "parse_rule", "update"]
