@@ -45,6 +45,7 @@ from catopt_xp.ending import (
     end_failed,
     end_interrupted,
     ignore_signals,
+    interruption_in,
     leave_stdout,
     one_voice,
     program_again,
@@ -81,7 +82,8 @@ def main(argv: Sequence[str] | None = None, prog: str = NAME) -> int:
         return _main(list(sys.argv[1:] if argv is None else argv), prog)
 
 
-def _main(words: Sequence[str], prog: str) -> int:
+def _main(words: Sequence[str], prog: str, last: bool = False) -> int:
+    """`last`: the process ends after this one: once the end has begun, signals have nothing to end any more."""
     args, before = argparse.Namespace(), None
     stdout = sys.stdout and cast(TextIO, Stdout(sys.stdout))  # None where it is closed
     with warnings.catch_warnings(), redirect_stdout(stdout), termination_as_interruption():
@@ -93,15 +95,18 @@ def _main(words: Sequence[str], prog: str) -> int:
             _COMMANDS[args.command](args)
             if stdout is not None:
                 stdout.flush()  # a full disk or a closed pipe is noticed here, not at exit
+            if last:
+                ignore_signals()
         except BrokenPipeError:
             return leave_stdout()
-        except KeyboardInterrupt as interruption:
-            with undisturbed():
-                return end_interrupted(interruption, args, before, prog, words)
-        except Exception as error:
+        except (KeyboardInterrupt, Exception) as error:
+            interruption = interruption_in(error)
+            if interruption is not None:
+                with undisturbed(last):
+                    return end_interrupted(interruption, args, before, prog, words)
             if getattr(args, "debug", False):
                 raise
-            return end_failed(error, args)
+            return end_failed(cast(Exception, error), args)
     return DONE
 
 
@@ -111,7 +116,8 @@ def entry(prog: str | None = None) -> NoReturn:
         try:
             if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding lacks is printed escaped, and no error
                 sys.stdout.reconfigure(errors="backslashreplace")
-            status = main(prog=program_again(sys.argv[0]) if prog is None else prog)
+            with one_voice():
+                status = _main(sys.argv[1:], program_again(sys.argv[0]) if prog is None else prog, last=True)
         except KeyboardInterrupt:
             print(f"{NAME}: interrupted", file=sys.stderr)
             status = INTERRUPTED

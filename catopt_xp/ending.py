@@ -107,10 +107,23 @@ def termination_as_interruption() -> Iterator[None]:
         yield
 
 
+def interruption_in(error: BaseException) -> KeyboardInterrupt | None:
+    """The interruption that an error is, or that it arose from: one may come where others' code cannot clean up."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__cause__ or found.__context__
+    return None if found is None else found.with_traceback(error.__traceback__)
+
+
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Signals that ask to end do nothing meanwhile: the end has begun, and is told. Some programs send them twice."""
-    if threading.current_thread() is not threading.main_thread():
+def undisturbed(last: bool = False) -> Iterator[None]:
+    """Signals that ask to end do nothing meanwhile: the end has begun, and is told. Some programs send them twice.
+
+    `last`: nor do they afterwards.
+    """
+    if last:
+        ignore_signals()
+    if last or threading.current_thread() is not threading.main_thread():
         yield
         return
     with _handled(ASKING_TO_END, signal.SIG_IGN):

@@ -23,6 +23,7 @@ import numpy as np
 
 from catopt_xp.backend import Backend, asnumpy, get_backend
 from catopt_xp.data import DataSet, load_data
+from catopt_xp.files import remove_stale
 from catopt_xp.history import History
 from catopt_xp.optim import OPTIMIZERS, make_optimizer
 from catopt_xp.plots import plot_comparison
@@ -170,6 +171,7 @@ def _read_or_train(
     """The run's history: from its file, if it is finished; else by training, from its checkpoint, if there is one."""
     file, checkpoint = folder / f"{run.name}.json", folder / f"{run.name}_latest.npz"
     wanted = _identity(run, data_set, settings)
+    remove_stale(checkpoint)  # of a finished run nothing is written any more that would do it
     if file.exists():
         history = History.from_json(file)
         _check_settings(file, history.run, wanted)

@@ -332,8 +332,10 @@ def _try_to_write(path: Path) -> None:
         raise OSError(errno.EISDIR, f"{path} is a folder, where the checkpoint goes; remove it, or choose another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        trial.write_bytes(b"\0")
-        trial.unlink()
+        try:
+            trial.write_bytes(b"\0")
+        finally:
+            trial.unlink(missing_ok=True)
     except OSError as error:
         reason, cure = error.strerror or str(error), "choose another folder or model_name"
         raise OSError(error.errno, f"save_dir {path.parent} cannot be written ({reason}); {cure}") from error

@@ -257,7 +257,8 @@ def _room_in_control_groups(proc: Path, cgroup: Path) -> Iterator[int]:
 def _control_groups(controller: str, proc: Path, cgroup: Path) -> Iterator[tuple[int, Path]]:
     """The control groups around this process that may limit it: the version of their interface, and their folder."""
     membership = proc / "self" / "cgroup"  # lines of "number:controllers:path"
-    for line in membership.read_text().splitlines() if membership.is_file() else []:
+    text = os.fsdecode(membership.read_bytes()) if membership.is_file() else ""  # whatever the locale
+    for line in text.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             version, root = 2, cgroup

@@ -37,6 +37,8 @@ from catopt_xp.figures import (
 
 FEWEST_TO_AVERAGE = 10  # mini-batches in a moving average; an epoch's count where that is more
 FEWEST_BARS = 4  # that a panel has room for, lest few bars be thick
+LONGEST_TIME = 1e12  # seconds: no run takes longer, and their sum is finite
+LARGEST_RATE = 1e300  # of learning, beyond which an axis has no room
 SEEN = 0.5  # percent of a bar, above which a part of it is drawn
 DARKEST = 0.45  # grey of the highest ground below optimizer paths, which must be seen on it
 
@@ -85,6 +87,16 @@ def is_drawable(x: object) -> bool:
     return isinstance(x, float) or (isinstance(x, int) and abs(x) < 1 << 63)
 
 
+def _check_drawn(history: Mapping[str, Any], where: str) -> None:
+    """`check_history`, and that times and rates are such as have an axis."""
+    check_history(history, where)
+    times = [*history.get("seconds", []), *history.get("timings", {}).values()]
+    if not all(0 <= seconds < LONGEST_TIME for seconds in times):
+        raise ValueError(f"{where}: seconds or timings hold what is no time; give a history as train wrote it")
+    if any(abs(rate) > LARGEST_RATE for rate in history.get("learning_rate", [])):
+        raise ValueError(f"{where}: learning_rate has a number above {LARGEST_RATE:g}, which cannot be drawn")
+
+
 def plot_history(history: Mapping[str, Any], path: PathLike | None = None) -> Any:
     """Eight panels of one run: cost and accuracy by epoch and by time, learning rate, mini-batch cost, where time went.
 
@@ -100,7 +112,7 @@ def plot_history(history: Mapping[str, Any], path: PathLike | None = None) -> An
     """
     if not history.get("epoch"):
         raise ValueError("plot_history: the history has no epochs; give that of a run that has finished at least one")
-    check_history(history, "plot_history")
+    _check_drawn(history, "plot_history")
     figure = new_figure(13.0, 10.0)
     rows = [["cost", "cost by time", "rate"], ["accuracy", "accuracy by time", "time"], ["steps", "steps", "stages"]]
     panels = figure.subplot_mosaic(rows)
@@ -158,7 +170,7 @@ def plot_comparison(
         for key in (cost, "seconds"):
             if not history.get(key):
                 raise ValueError(f"plot_comparison: run {name!r} has no {key}; {HINTS[key]}")
-        check_history(history, f"plot_comparison: run {name!r}")
+        _check_drawn(history, f"plot_comparison: run {name!r}")
     runs = {literal(name): history for name, history in runs.items()}
     figure = new_figure(13.0, 7.8)
     (*costs, rate), (*accuracies, stages) = figure.subplots(2, 3)

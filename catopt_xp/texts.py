@@ -12,7 +12,7 @@ def plain(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """An exception's message on one line; its type where it has no message.
 
     >>> one_line(ValueError("two\\n  lines"))

@@ -77,8 +77,8 @@ class Server:
         stdin.write(json.dumps(asked).encode() + b"\n")
         stdin.flush()
         child = int(stdout.readline())
+        started = time.monotonic()
         for seconds, number in signals:
-            started = time.monotonic()
             ended, _, _ = select.select([stdout], [], [], seconds)
             if ended:
                 self.span = min(self.span, time.monotonic() - started + 0.001)

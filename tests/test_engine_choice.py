@@ -70,7 +70,9 @@ OBSTACLES: dict[str, dict[str, Any]] = {
         "model": DeepNetwork(LAYERS, NAMES, dtype="float64"),
         "samples": np.zeros((13, 70), np.float32),
     },
-    "the set's samples do not lie one after the other in memory": {"samples": np.zeros((70, 13), np.float32).T},
+    "the set's samples do not lie one after the other in memory, aligned and in this machine's byte order": {
+        "samples": np.zeros((70, 13), np.float32).T
+    },
 }
 
 

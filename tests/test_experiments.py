@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,13 @@ def test_a_finished_comparison_is_read_and_not_run_again(
 ) -> None:
     first = small("decay", data, tmp_path)
     assert len(trained) == 3
+    (checkpoint, *_) = tmp_path.glob("*_latest.npz")
+    left = checkpoint.with_name(f".{checkpoint.name}.0123abcd.tmp")  # by a process that was killed before it finished
+    left.touch()
+    os.utime(left, (0, 0))
     assert small("decay", data, tmp_path) == first
     assert len(trained) == 3
+    assert not left.exists()
 
 
 def test_equal_runs_of_two_comparisons_are_trained_once(

@@ -64,9 +64,9 @@ def test_gradient_through_an_activation_is_its_exact_derivative(name: str, backe
     np.testing.assert_allclose(backend.to_host(ours)[0], 2 * np.array(slopes), rtol=1e-13, atol=1e-15)
 
 
-def test_gradient_through_relu_is_zero_at_zero(backend: Backend) -> None:
-    A = backend.asarray(np.array([[0.0, -0.0, 1.0]]))
-    assert backend.to_host(functional.relu_backward(A + 5.0, A, backend.xp)).tolist() == [[0.0, 0.0, 6.0]]
+def test_gradient_through_relu_is_zero_at_zero_and_below(backend: Backend) -> None:
+    A = backend.asarray(np.array([[0.0, -0.0, 1.0, -1.0]]))
+    assert backend.to_host(functional.relu_backward(A + 5.0, A, backend.xp)).tolist() == [[0.0, 0.0, 6.0, 0.0]]
 
 
 @pytest.mark.parametrize("z", range(len(LOGITS)), ids=lambda k: f"z={LOGITS[k]}")
@@ -102,6 +102,25 @@ def test_losses_of_numbers_by_hand(backend: Backend) -> None:
     # Poisson, mean e**z: y log y - y z - y + e**z, where a count of 0 leaves e**z.
     terms = [math.e, 2 * math.log(2) - 4 - 2 + math.e**2, 2 * math.log(2) - 2 + 1, 1, math.e, -2 - 1 + math.e**2]
     assert float(functional.poisson_loss(Z, Y, backend.xp)) == pytest.approx(sum(terms) / 3, rel=1e-15)
+
+
+def test_a_count_below_one_has_a_logarithm_too(backend: Backend) -> None:
+    # Mean 2, "count" 0.5: y log(y / 2) - y + 2.
+    Z, Y = (backend.asarray(np.array([[x]])) for x in (math.log(2), 0.5))
+    assert float(functional.poisson_loss(Z, Y, backend.xp)) == pytest.approx(0.5 * math.log(0.25) + 1.5, rel=1e-14)
+
+
+def test_the_order_in_memory_changes_no_bit_of_a_sum() -> None:
+    rng = np.random.default_rng(6)
+    Z, Y = (3 * rng.standard_normal((40, 7))).astype("f4"), np.eye(40, dtype="f4")[rng.integers(0, 40, 7)].T
+    other = np.asfortranarray(Z)
+    e = np.exp(other - other.max(axis=0))
+    assert not np.array_equal(e / e.sum(axis=0), functional.softmax(Z, np)), "these sums do not tell orders apart"
+    assert np.array_equal(functional.softmax(other, np), functional.softmax(Z, np))
+    for output in OUTPUT_ACTIVATIONS.values():
+        for weights in (None, rng.random((1, 7)).astype("f4")):
+            losses = [output.loss(z, np.asfortranarray(y), np, weights) for z, y in ((Z, Y), (other, Y.copy()))]
+            assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)

@@ -16,6 +16,7 @@ from typing import Any, cast
 import pytest
 from short_runs import fit, flat, small_set
 
+from catopt_xp import logs
 from catopt_xp.callbacks import Callback, TrainState
 from catopt_xp.checkpoint import read_checkpoint
 from catopt_xp.engines.cpu import PanelEngine
@@ -358,6 +359,19 @@ def test_events_are_there_to_be_read_while_the_run_goes_on(read: Any, tmp_path: 
         ]
     )
     assert seen == [[0, 1]]
+
+
+@pytest.mark.usefixtures("tensorboard")
+def test_an_epoch_is_written_as_fast_late_in_a_run_as_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = []
+
+    def counted(seconds: list[float], initial: float) -> Any:
+        lengths.append(len(seconds))
+        return itertools.accumulate(seconds, initial=initial)
+
+    monkeypatch.setattr(logs, "accumulate", counted)
+    fit(callbacks=[TensorBoard(tmp_path)], total_epoch=7)
+    assert lengths == [1] * 7  # not the epochs before, each time
 
 
 def test_the_wall_times_are_those_at_which_epochs_ended(read: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -128,6 +129,25 @@ def test_the_sliced_update_of_a_flat_buffer_is_the_update_of_whole_arrays(
     assert all(np.isfinite(x).all() for x in state_of(whole))
 
 
+@pytest.mark.parametrize(("slices", "tasks"), [(15, 0), (16, 16), (40, 16)])
+@each_variant
+def test_an_update_of_many_slices_is_dealt_to_threads_and_has_the_same_bits(
+    cls: type[BaseOptimizer], variant: dict[str, Any], slices: int, tasks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_optimizer, "SLICE", 16)
+    dealt: list[int] = []
+    run = NumpyBackend.run
+    monkeypatch.setattr(NumpyBackend, "run", lambda self, given: dealt.append(len(given)) or run(self, given))
+    shapes = {"W0": (1, 16 * (slices - 1)), "b0": (16, 1)}
+    start, gradient = draws(shapes, "float32", 1), draws(shapes, "float32", 2)
+    options = variant | {"weight_decay": 0.1, "l2": 0.1}
+    sliced, whole = cls(flat(start, "float32"), 0.01, **options), cls(start, 0.01, **options)
+    sliced.update(flat(gradient, "float32"))
+    assert dealt == ([tasks] if tasks else [])
+    whole.update(gradient)
+    assert same_bits(sliced, whole)
+
+
 @each_optimizer
 def test_biases_are_spared_by_both_kinds_of_weight_decay(cls: type[BaseOptimizer]) -> None:
     shapes: dict[str, tuple[int, ...]] = {"W0": (2, 3), "b0": (2, 1)}
@@ -156,7 +176,7 @@ def test_clipping_scales_the_gradient_of_all_arrays_together(backend: Backend) -
 def test_all_but_the_first_parameter_are_updated_as_in_a_whole_update(
     cls: type[BaseOptimizer], variant: dict[str, Any]
 ) -> None:
-    shapes: dict[str, tuple[int, ...]] = {"W0": (4, 5), "W1": (2, 4), "b0": (4, 1), "b1": (2, 1)}
+    shapes: dict[str, tuple[int, ...]] = {"W0": (4, 5), "W1": (7, 4), "b0": (4, 1), "b1": (7, 1)}
     start, options = draws(shapes, "float64", 1), variant | {"weight_decay": 0.1, "l2": 0.1}
     whole, parts = (cls(flat(start, "float64"), 0.01, **options) for _ in range(2))
     for seed in (2, 3):
@@ -279,7 +299,7 @@ def by_load(model: DeepNetwork, optimizer: BaseOptimizer) -> tuple[DeepNetwork, 
     other, twin = trained(type(optimizer), seed=5)
     weights, moments = other.save()["W0"], {k: x for k, x in twin.save().items() if "/" in k}
     other.load(model.save())
-    twin.load(optimizer.save())
+    twin.load(optimizer.save() | {"name": json.loads(json.dumps(type(optimizer).__name__))})  # as out of a file
     assert other.save()["W0"] is weights, "the live array was replaced"
     assert all(twin.save()[key] is x for key, x in moments.items()), "the live moments were replaced"
     return other, twin
@@ -342,6 +362,11 @@ def test_the_state_of_another_optimizer_starts_at_zero_with_a_warning(
         ({"u/W0": np.zeros((3, 4))}, "u/W0 is not a parameter here"),
         ({"steps": None}, "steps is missing"),
         ({"epoch": None}, "epoch is missing"),
+        ({"steps": -1}, "steps is -1; it must be a number of at least 0"),
+        ({"steps": 2**53}, "steps is 9007199254740992; it must be"),
+        ({"steps": "3"}, "steps is '3'; it must be"),
+        ({"epoch": float("inf")}, "epoch is inf; it must be"),
+        ({"epoch": float("nan")}, "epoch is nan; it must be"),
     ],
 )
 def test_a_state_that_does_not_match_is_refused_by_key_and_changes_nothing(change: dict[str, Any], words: str) -> None:

@@ -312,12 +312,18 @@ def test_a_described_schedule_is_restored(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["math.fsum", "Hyperbola", "__import__('os').getcwd()", "Hyperbola(decay_rate=", "x + 1"]
+    "text", ["math.fsum", "Hyperbola", "__import__('os').getcwd()", "Hyperbola(decay_rate=", "x + 1", "0.5", "(0.5,)"]
 )
 def test_another_schedule_is_not_restored_and_nothing_is_run(text: str) -> None:
     with pytest.raises(ValueError, match=r"^the schedule ") as caught:
         restore(text)
     assert str(caught.value) == f"the schedule {text} is none of the library's; pass lr_scheduler again"
+
+
+def test_what_is_called_like_no_schedule_is_named_as_the_cause() -> None:
+    with pytest.raises(ValueError, match=r"^the schedule ") as caught:
+        restore("WarmUp(scheduler=Linear(rate=0.5), warmup_epoch=5.0, start=0.0)")
+    assert str(caught.value.__cause__) == "Linear is not a schedule"
 
 
 @pytest.mark.parametrize(("text", "told"), [("a\x1b[2J\n", r"'a\x1b[2J\n'"), (3, "3"), (None, "None")])

@@ -9,7 +9,6 @@ reference network. `python -m catopt_xp.bench.floor` prints them.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 import statistics
 import time
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from catopt_xp.bench.workload import Workload
+from catopt_xp.engines import numba_obstacle
 from catopt_xp.engines.panels import aligned_zeros
 from catopt_xp.machine import cpu_model, thread_count
 from catopt_xp.optim import OPTIMIZERS
@@ -110,7 +110,7 @@ def measure_floor(threads: int, in_turn: bool = False) -> Floor:
 def _bandwidth(pool: ThreadPoolExecutor, threads: int, repeats: int, choose: Choice) -> tuple[float, str]:
     """Bytes per second of an in-place pass over three arrays, panel by panel, and with what."""
     state = _state()
-    compiled = importlib.util.find_spec("numba") is not None
+    compiled = numba_obstacle() is None
     sweep: Callable[..., None] = _compiled_sweep() if compiled else _numpy_sweep
     starts = range(0, NUMBERS, PANEL_NUMBERS)
     bounds = [slice(panels[0], panels[-1] + PANEL_NUMBERS) for panels in deal(starts, threads)]

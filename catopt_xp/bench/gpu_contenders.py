@@ -163,4 +163,4 @@ def missing_library(name: str) -> str | None:
     return None if importlib.util.find_spec(library) else f"{library} is not installed"
 
 
-__all__ = ["COLUMNS", "GPU_CONTENDERS", "OURS", "PEERS", "EngineEpochs", "Entry", "missing_library"]
+__all__ = ["COLUMNS", "GPU_CONTENDERS", "OURS", "PEERS", "EngineEpochs", "missing_library"]

@@ -185,4 +185,4 @@ def median_ratio(theirs: Iterable[float], first: Iterable[float]) -> float:
     return statistics.median(their / own for their, own in zip(theirs, first, strict=False))
 
 
-__all__ = ["FIRST", "Crew", "Row", "median_ratio"]
+__all__ = ["FIRST", "Crew", "Row"]

@@ -120,7 +120,7 @@ def decode_files(
     if remarks:
         warnings.warn(
             f"Pillow remarked on {len(remarks)} of the photographs, which decoded all the same; "
-            f"the first remark: {one_line_of(remarks[0])}",
+            f"the first remark: {one_line(remarks[0].message)}",
             stacklevel=3,
         )
     return (np.delete(rows, list(broken), axis=0) if broken else rows), broken
@@ -130,11 +130,6 @@ def check_some_decoded(files: Sequence[Path], broken: dict[int, str]) -> None:
     """Raises ValueError where none of the files decodes."""
     if len(broken) == len(files):
         raise ValueError(next(iter(broken.values()), "no photographs given"))
-
-
-def one_line_of(remark: warnings.WarningMessage) -> str:
-    """A recorded warning's message on one line."""
-    return plain(" ".join(str(remark.message).split()))
 
 
 def warn_of_skipped(broken: dict[int, str]) -> None:

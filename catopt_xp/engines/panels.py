@@ -98,7 +98,7 @@ def subtrees(start: int, stop: int) -> Iterator[tuple[int, int]]:
     [(3, 1), (4, 4), (8, 2)]
     """
     while start < stop:
-        aligned = start & -start if start else 1 << (stop - start).bit_length()
+        aligned = start & -start or stop  # at 0 a subtree of any length may begin
         length = min(aligned, 1 << ((stop - start).bit_length() - 1))
         yield start, length
         start += length
@@ -117,20 +117,19 @@ def grain(first: int, stop: int, panels: int) -> int:
 def merges(nodes: Sequence[tuple[int, int]]) -> list[int]:
     """How many sums come together once each node is there: what finishes the tree above subtrees.
 
-    `nodes`: (first, length) of each, in order, without gaps, as `subtrees` cuts them. Whoever takes their sums one by
-    one adds, after the k-th, so many times the last one to the one before it, which takes its place.
+    `nodes`: (first, length) of each, in order, from 0 and without gaps, as `subtrees` cuts them. Whoever takes their
+    sums one by one adds, after the k-th, so many times the last one to the one before it, which takes its place.
 
     >>> merges([(0, 2), (2, 1), (3, 1)])
     [0, 0, 2]
     """
-    waiting: list[tuple[int, int]] = []
+    waiting: list[int] = []  # lengths, each less than the one before: two that are equal are neighbours in the tree
     found = []
-    for first, length in nodes:
+    for _, length in nodes:
         count = 0
-        while waiting and waiting[-1][1] == length and waiting[-1][0] % (2 * length) == 0:
-            first, _ = waiting.pop()
-            length, count = 2 * length, count + 1
-        waiting.append((first, length))
+        while waiting and waiting[-1] == length:
+            length, count = length + waiting.pop(), count + 1
+        waiting.append(length)
         found.append(count)
     found[-1] += len(waiting) - 1  # without neighbours: they wait for the end, as in the tree
     return found

@@ -65,7 +65,9 @@ class Library:
         )
         text = f'#include "{HERE / "cuda_on_cpu.h"}"\n#line 1 "source.cu"\n{source}\n{calls}'
         told, speed = (["-DSANITIZED"], SANITIZERS) if sanitize else ([], ["-O1"])
-        machine = _compiled((HERE / "machine.cpp").read_text(), folder, ["-c", "-O2", f"-I{HERE}", *told])
+        machine = _compiled(
+            (HERE / "machine.cpp").read_text(encoding="utf-8"), folder, ["-c", "-O2", f"-I{HERE}", *told]
+        )
         file = _compiled(text, folder, ["-shared", *speed, "-Wl,-Bsymbolic", str(machine)])
         self._library = ctypes.CDLL(str(file))
         self._launch = self._library.cuda_on_cpu_launch
@@ -99,12 +101,12 @@ class Library:
 
 def _compiled(code: str, folder: Path, flags: list[str]) -> Path:
     """What g++ makes of a C++ text, made once."""
-    header = (HERE / "cuda_on_cpu.h").read_text()
+    header = (HERE / "cuda_on_cpu.h").read_text(encoding="utf-8")
     stamp = hashlib.sha256(" ".join([code, header, *FLAGS, *flags]).encode()).hexdigest()[:16]
     file = folder / f"{stamp}.o"
     if not file.exists():
         source, fresh = folder / f"{stamp}.cpp", folder / f"{stamp}.{os.getpid()}"
-        source.write_text(code)
+        source.write_text(code, encoding="utf-8")  # NVRTC 12.4 leaves a thread with the locale "C"
         command = ["g++", *FLAGS, str(source), *flags, "-o", str(fresh)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -57,6 +57,7 @@ def made(folder: Path, python: str, requirements: list[str], reference: Path | N
     """The versions of an environment, and the folder with the numbers of the job there."""
     interpreter, out = folder / "bin" / "python", folder / "out"
     if not (out / "numbers.npz").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of a call that was ended
         environments.make(folder, python, [*requirements, "threadpoolctl", "tqdm"])
         environment = os.environ | {"PYTHONPATH": str(environments.REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(folder / "numba")}

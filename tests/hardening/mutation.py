@@ -11,9 +11,10 @@ has collected the tests of the module already: the child exchanges the code of t
 examples of the module and its tests until one fails. A mutant outside of functions is imported by a child that has
 NumPy and pytest, but no part of the package yet.
 
-A mutant that takes more than three times the processor time of all tests is killed only if it loops: three looks at it,
-a second apart, find it in the same function. Counts and survivors go to results/mutation.json; mutation.md explains
-each survivor, and the command fails where it does not. Linux alone.
+A mutant that takes more than twice the processor time of all tests is killed only if it loops: three looks at it or
+more, 0.2 s apart, find it in the same function. Else it is given ten times as long, and loops if half of the looks do
+(what it calls, or who calls it, is there in between). Counts and survivors go to
+results/mutation.json; mutation.md explains each survivor, and the command fails where it does not. Linux alone.
 """
 
 from __future__ import annotations
@@ -84,8 +85,11 @@ class Outcome:
 # --- a child ----------------------------------------------------------------------------------------------------
 
 
-def in_child(work: Callable[[], int], file: str, limit: float, scratch: Path) -> Outcome:
-    """What comes of `work`, run in a child of its own that may take `limit` seconds of the processor."""
+def in_child(work: Callable[[], int], file: str, limit: float, scratch: Path, share: float = 1.0) -> Outcome:
+    """What comes of `work`, run in a child of its own that may take `limit` seconds of the processor.
+
+    Out of time it loops if so large a share of the looks at it finds it in one function.
+    """
     failure, stacks = scratch / "failure", scratch / "stacks"
     failure.write_text("importing the module, or its examples")
     stacks.write_text("")
@@ -105,30 +109,30 @@ def in_child(work: Callable[[], int], file: str, limit: float, scratch: Path) ->
     if code == 77:
         return Outcome("unchanged", seconds)
     if code and stack and not by.startswith("tests"):
-        looping = where_it_loops(stack, file)
+        looping = where_it_loops(stack, file, share)
         return Outcome("loops" if looping else "slow", seconds, looping)
     return Outcome("killed" if code else "survived", seconds, (by or f"status {code}") if code else "")
 
 
 def be_watched(seconds: float, stacks: Path) -> None:
-    """Three times after so many seconds of the processor, a second apart, writes where this process is; then ends it.
+    """Some times after so many seconds of the processor, 0.2 s apart, writes where this process is; then ends it.
 
     What waits without working is ended as well, after a long time.
     """
     file = stacks.open("w")
     faulthandler.register(signal.SIGPROF, file=file, all_threads=False)
-    signal.setitimer(signal.ITIMER_PROF, seconds, 1.0)
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds + 3), math.ceil(seconds + 3)))
+    signal.setitimer(signal.ITIMER_PROF, seconds, 0.2)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds + 0.7), math.ceil(seconds + 0.7)))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     faulthandler.dump_traceback_later(60 + 20 * seconds, exit=True, file=file)
 
 
-def where_it_loops(stacks: str, file: str) -> str:
-    """The function of `file` that all of the stacks are in; none: "" ."""
-    inner = set()
-    for stack in stacks.split("most recent call first")[1:]:
-        inner.add(next(iter(re.findall(rf'catopt_xp/{re.escape(file)}", line \d+ in (\S+)', stack)), ""))
-    return inner.pop() if len(inner) == 1 and stacks.count("most recent call first") >= 3 else ""
+def where_it_loops(stacks: str, file: str, share: float) -> str:
+    """The one function of `file` that so large a share of the stacks is in, three at least; none: "" ."""
+    looks = stacks.split("most recent call first")[1:]
+    inner = [re.findall(rf'catopt_xp/{re.escape(file)}", line \d+ in (\S+)', look)[:1] for look in looks]
+    named = [functions[0] for functions in inner if functions]
+    return named[0] if len(set(named)) == 1 and len(named) >= max(3, share * len(looks)) else ""
 
 
 class MutatedModule(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -176,19 +180,26 @@ def changed_functions(old: CodeType, new: CodeType) -> Changes | None:
     return changes
 
 
-def exchange(changes: Changes, path: str) -> bool:
-    """Gives all functions of the file at `path` their new code; False where there is none such."""
-    left = dict(changes)
+Functions = dict[tuple[str, int], list[FunctionType]]
+
+
+def functions_of(path: str) -> Functions:
+    """All functions that the file at `path` has made, by name and line."""
+    found: Functions = {}
     for thing in gc.get_objects():
         if isinstance(thing, FunctionType) and thing.__code__.co_filename == path:
-            key = (thing.__code__.co_qualname, thing.__code__.co_firstlineno)
-            if key in changes:
-                try:
-                    thing.__code__ = changes[key]
-                except ValueError:  # it closes over other variables now
-                    return False
-                left.pop(key, None)
-    return not left
+            found.setdefault((thing.__code__.co_qualname, thing.__code__.co_firstlineno), []).append(thing)
+    return found
+
+
+def exchange(functions: Functions, changes: Changes) -> bool:
+    """Gives functions their new code; False where one is not there, or closes over other variables now."""
+    for key, code in changes.items():
+        for function in functions.get(key, []):
+            if function.__code__.co_freevars != code.co_freevars:
+                return False
+            function.__code__ = code
+    return changes.keys() <= functions.keys()
 
 
 # --- the tests --------------------------------------------------------------------------------------------------
@@ -226,6 +237,7 @@ class Session(Quickly):
         super().__init__(scratch)
         self.file, self.name = file, name
         self.items: dict[str, Any] = {}
+        self.functions: Functions = {}
         self.order: list[str] = []
         self.mutants: list[tuple[Mutant, Changes]] = []
         self.found: Callable[[Mutant, Outcome], None]
@@ -234,6 +246,7 @@ class Session(Quickly):
     def pytest_runtestloop(self, session: Any) -> bool:
         self.items = {item.nodeid: item for item in session.items}
         self.order = list(self.items)
+        self.functions = functions_of(str(sys.modules[self.name].__file__))
         self.whole = in_child(lambda: self.tested({}), self.file, 600, self.scratch)
         if self.whole.status != "survived":
             return True
@@ -241,22 +254,21 @@ class Session(Quickly):
         failures: collections.Counter[str] = collections.Counter()
         gc.freeze()
         for mutant, changes in self.mutants:
-            outcome = self.of(changes, 1 + 3 * self.whole.seconds)
+            outcome = self.of(changes, 0.5 + 2 * self.whole.seconds)
             if outcome.status == "slow":
-                outcome = self.of(changes, 10 + 20 * self.whole.seconds)
+                outcome = self.of(changes, 10 + 20 * self.whole.seconds, share=0.5)
             failures[outcome.by] += outcome.by in self.items
             self.order.sort(key=lambda name: -failures[name])
             self.found(mutant, outcome)
         return True
 
-    def of(self, changes: Changes, limit: float) -> Outcome:
-        return in_child(lambda: self.tested(changes), self.file, limit, self.scratch)
+    def of(self, changes: Changes, limit: float, share: float = 1.0) -> Outcome:
+        return in_child(lambda: self.tested(changes), self.file, limit, self.scratch, share)
 
     def tested(self, changes: Changes) -> int:
         """In the child: 0 where all tests pass, 77 where the functions are not to be found."""
-        gc.unfreeze()
         module = sys.modules[self.name]
-        if not exchange(changes, str(module.__file__)):
+        if not exchange(self.functions, changes):
             return 77
         if doctest.testmod(module).failed:
             return 1
@@ -337,7 +349,7 @@ def check(file: str, scratch: Path, log: Any, known: set[str]) -> dict[str, Any]
     forget(before)
     for mutant in mutants:
         if outcomes.get(mutant.name, Outcome("unchanged", 0.0)).status == "unchanged":
-            for limit in (5 + 3 * session.whole.seconds, 20 + 20 * session.whole.seconds):
+            for limit in (5 + 2 * session.whole.seconds, 20 + 20 * session.whole.seconds):
                 outcome = in_child(lambda: imported(file, name, mutant.source, scratch), file, limit, scratch)  # noqa: B023
                 if outcome.status != "slow":
                     break

@@ -48,6 +48,12 @@ def licence_of(told: dict[str, Any]) -> str:
     return str(named or ", ".join(told["files"]))
 
 
+def licences(interpreter: Path) -> dict[str, dict[str, Any]]:
+    """What the distributions of an environment say of their licences, by name."""
+    told = json.loads(environments.run([interpreter, "-c", LICENCES]))
+    return {canonicalize_name(name): said for name, said in told.items()}
+
+
 def direct_dependencies() -> dict[str, list[str]]:
     """The extras that ask for each dependency; "core" where the package does."""
     text = (environments.REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
@@ -78,24 +84,25 @@ def newest(names: list[str], interpreter: Path, until: str | None) -> dict[str, 
 def main(folder: Path, python: str) -> int:
     package = f"{environments.REPOSITORY}[{','.join(USERS)}]"
     interpreter = environments.make(folder, python, [package])
-    installed = {
-        canonicalize_name(k): v for k, v in json.loads(environments.run([interpreter, "-c", LICENCES])).items()
-    }
-    installed.pop("catopt-xp")
     direct = direct_dependencies()
+    installed = licences(interpreter)
+    installed.pop("catopt-xp")
+    # Of the peers of benchmarks, and of the CuPy that excludes the other one, the licence is looked at, and no more.
+    others = sorted(set(direct) - set(installed))
+    beside = licences(environments.make(folder / "others", python, others, "--no-deps"))
+    installed |= {name: beside[name] for name in others}
     names = sorted({*direct, *installed})
     today = datetime.date.today()
     two_years_ago = today.replace(year=today.year - 2).isoformat()
     now, then = (newest(names, interpreter, until) for until in (None, two_years_ago))
     table = {}
     for name in names:
-        told = installed.get(name)
         table[name] = {
             "for": direct.get(name, "brought by another"),
             "newest": now[name],
             "two years ago": then.get(name),
             "released since": now[name] != then.get(name),
-            "licence": licence_of(told) if told else "not installed here",
+            "licence": licence_of(installed[name]),
         }
     without = [name for name, told in installed.items() if not licence_of(told)]
     old = [name for name in direct if not table[name]["released since"]]

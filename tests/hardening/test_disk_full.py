@@ -40,6 +40,7 @@ if sys.platform != "linux":
 
 import resource
 
+Record = Callable[..., None]
 TESTS = Path(__file__).resolve().parents[1]
 PAGE = 4096
 ERRORS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.EACCES, errno.ENOENT]
@@ -115,7 +116,7 @@ def refused(write: Callable[[Path], object], path: Path, reason: str) -> None:
 @pytest.mark.parametrize("every", [397, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_file_that_is_cut_at_any_byte_leaves_that_of_before(
-    name: str, every: int, tmp_path: Path, request: pytest.FixtureRequest
+    name: str, every: int, tmp_path: Path, record: Record
 ) -> None:
     write, path = WRITERS[name], tmp_path / name
     write(path)
@@ -133,14 +134,12 @@ def test_a_file_that_is_cut_at_any_byte_leaves_that_of_before(
         write(path)
         assert path.read_bytes() == whole
     if every == 1:
-        request.getfixturevalue("record")(file=name, bytes=len(whole), tried=2 * len(limits), broke=0)
+        record(file=name, bytes=len(whole), tried=2 * len(limits), broke=0)
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
 @pytest.mark.parametrize("times", [2, pytest.param(100, marks=pytest.mark.long)])
-def test_a_figure_that_is_cut_leaves_that_of_before(
-    kind: str, times: int, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_figure_that_is_cut_leaves_that_of_before(kind: str, times: int, tmp_path: Path, record: Record) -> None:
     figure, path = new_figure(2.0, 1.5), tmp_path / f"a.{kind}"
     figure.subplots().plot([1, 2])
     for _ in range(2):  # the first time it finds its layout
@@ -153,7 +152,7 @@ def test_a_figure_that_is_cut_leaves_that_of_before(
             refused(partial(finished, figure), path, "File too large")
         assert content(tmp_path) == {path.name: b"what was there"}, limit
     if times > 4:
-        request.getfixturevalue("record")(file=path.name, bytes=size, tried=len(limits), broke=0)
+        record(file=path.name, bytes=size, tried=len(limits), broke=0)
 
 
 # --- logs that grow ---------------------------------------------------------------------------------------------------
@@ -363,7 +362,7 @@ def test_a_full_disk_then_space_gives_the_bits_of_a_run_that_never_stopped(tmp_p
             if state.epoch == 2:
                 self.limits.enter_context(largest_file(self.limit))
 
-    for number, limit in enumerate(range(1, size, size // 5)):
+    for number, limit in enumerate(range(1, 3 * size // 4, size // 6)):
         folder, fill = tmp_path / str(number), Fill(limit)
         with fill.limits, pytest.raises(OSError, match="could not write"):
             fit(save_dir=folder, total_epoch=4, callbacks=[fill])
@@ -421,7 +420,7 @@ def alone() -> dict[str, str]:
     [*SHORT.items(), *(pytest.param(*pair, marks=pytest.mark.long) for pair in LONG.items())],
 )
 def test_a_command_on_a_disk_with_any_space_left(
-    case: str, step: int, tmp_path: Path, request: pytest.FixtureRequest
+    case: str, step: int, tmp_path: Path, request: pytest.FixtureRequest, record: Record
 ) -> None:
     command = [*namespace(), sys.executable, str(TESTS / "small_disk.py"), str(tmp_path), case, str(step)]
     done = subprocess.run(command, capture_output=True, text=True, env=alone(), check=False)
@@ -433,4 +432,4 @@ def test_a_command_on_a_disk_with_any_space_left(
         assert case.startswith("cache")
     assert found["ended"]["status 0"] > 0, "there was never enough space: nothing was seen"
     if request.node.get_closest_marker("long"):
-        request.getfixturevalue("record")(**found, pages_between=step)
+        record(**found, pages_between=step)

@@ -254,7 +254,8 @@ def test_a_set_of_one_class_is_refused_or_trained(tmp_path: Path) -> None:
         train(data=tmp_path / "photographs", save_dir=None, verbose=False)
     X, Y = small_set()
     for label in (0, 1):  # arrays may be a part of a set
-        result = short_run(X=X, Y=np.full_like(Y, label))
+        with pytest.warns(UserWarning, match=f"all 20 samples have the label {label}"):
+            result = short_run(X=X, Y=np.full_like(Y, label))
         assert np.isfinite(result.history.full_train_loss).all()
     with pytest.raises(ValueError, match="has the label 2"):
         short_run(X=X, Y=np.full_like(Y, 2))

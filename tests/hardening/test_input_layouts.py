@@ -211,6 +211,7 @@ def test_training_gives_the_bits_of_the_plain_copy(examples: int, record: Record
     prove(holds, examples, record, tally)
 
 
+@pytest.mark.filterwarnings("ignore:all .* samples have the label")
 @times(50, 2000)
 def test_sets_of_any_shape_are_trained_on_or_refused_by_name(examples: int, record: Record) -> None:
     tally = Tally()

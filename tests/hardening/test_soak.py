@@ -9,6 +9,7 @@ import mmap
 import os
 import pickle
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -27,7 +28,6 @@ from catopt_xp import CsvLog, JsonLog, TensorBoard, load_model
 from catopt_xp.backend import DeviceError, get_backend
 from catopt_xp.callbacks import TrainState
 from catopt_xp.data import get_photograph_set
-from catopt_xp.history import History
 from catopt_xp.training import TrainResult, train
 
 pytestmark = pytest.mark.skipif(soak.OBSTACLE is not None, reason=str(soak.OBSTACLE))
@@ -88,12 +88,10 @@ class Watch:
     def __init__(self, folder: Path, start: int, trace: soak.Traced | None = None) -> None:
         self.folder, self.start, self.trace = folder, start, trace
         self.plain, self.saved = soak.Pace(100), soak.Pace(20)
-        self.history: History | None = None
         self.grown, self.explained = 0, 0
         self.last = time.perf_counter()
 
     def on_epoch(self, state: TrainState) -> None:
-        self.history = state.history
         if self.trace is None:  # looking takes memory too
             (self.saved if state.evaluated else self.plain).add(time.perf_counter() - self.last)
         if state.epoch == self.start:
@@ -129,6 +127,11 @@ def test_a_long_run_on_a_gpu_holds_no_more_at_its_end(folder: Path, record: Call
     assert before - backend.free_memory() <= DRIFT
 
 
+def logged_fit(folder: Path, watch: Watch, **options: Any) -> TrainResult:
+    logs: list[Any] = [CsvLog(folder / "log.csv"), JsonLog(folder / "log.json"), TensorBoard(folder / "events")]
+    return fit(folder, **options, callbacks=[*logs, watch])
+
+
 def run_long(folder: Path, epochs: int, record: Callable[..., None], **how: Any) -> None:
     """A run of so many epochs with everything, and a tenth as long one that is traced; asserts, and records."""
     fit(folder / "run", total_epoch=11, **how)  # fills caches
@@ -150,20 +153,12 @@ def run_long(folder: Path, epochs: int, record: Callable[..., None], **how: Any)
         told |= {"history_bytes_per_epoch": round(inner.explained / counted, 1)}
         told |= {"traced_bytes_per_epoch_beside_history": round(unexplained, 1), "epochs_not_evaluated": pace.told()}
         record(**told, epochs_evaluated_and_saved=watch.saved.told())
-        settled = pace.resident[len(pace.resident) // TENTHS :]
+        settled = pace.resident[len(pace.resident) // soak.TENTH :]
         grown = soak.slope(settled, pace.apart) * len(pace.seconds)
         assert grown - soak.object_bytes(vars(result.history)) <= DRIFT, pace.resident
     assert watch.beyond == []
     assert inner.beyond == []
     assert unexplained <= LEFT_BEHIND, "\n".join(inner.trace.places if inner.trace else [])
-
-
-TENTHS = soak.TENTH
-
-
-def logged_fit(folder: Path, watch: Watch, **options: Any) -> TrainResult:
-    logs: list[Any] = [CsvLog(folder / "log.csv"), JsonLog(folder / "log.json"), TensorBoard(folder / "events")]
-    return fit(folder, **options, callbacks=[*logs, watch])
 
 
 # --- many calls -------------------------------------------------------------------------------------------------------
@@ -312,4 +307,4 @@ def test_each_kind_of_leak_is_seen(folder: Path) -> None:
 def test_growing_slower_is_measured() -> None:
     assert soak.tenths_ratio([1.0] * 90 + [2.0] * 10) == pytest.approx(2.0)
     assert soak.slope([10, 20, 30], apart=5) == pytest.approx(2.0)
-    assert soak.object_bytes([1.5, 2.5]) == pytest.approx(__import__("sys").getsizeof([1.5, 2.5]) + 48)
+    assert soak.object_bytes({"a": [1.5, 2.5]}) == sum(map(sys.getsizeof, ({"a": 0}, [1.5, 2.5], 1.5, 2.5)))

@@ -210,7 +210,7 @@ def test_parameters_of_any_names_come_back_under_them_or_are_refused(
         for x in twin.arrays.values():
             x[...] = -1.0
         file.unlink(missing_ok=True)
-        if any("\0" in name or not name.isascii() and "\udfff" >= max(name) >= "\ud800" for name in names):
+        if any("\0" in name or (not name.isascii() and "\udfff" >= max(name) >= "\ud800") for name in names):
             with pytest.raises(ValueError, match="cannot be a name in an archive"):
                 save_state_dict(model, optimizers[0], file)
             assert not file.exists()
