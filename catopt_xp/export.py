@@ -102,13 +102,13 @@ def _checked_input(trained: Trained, input: str | None) -> str:
         raise ValueError(f"input is {input!r}; choose {', '.join(INPUTS)}")
     if input == "images":
         if trained.img_shape is None:
-            raise ValueError("input is images, and it is not known how large they are; give img_shape (--img-shape)")
+            raise ValueError("input is images, and it is not known how large they are; give img_shape")
         width, height = trained.img_shape
         n_x = trained.network.neuron_cnt[0]
         if n_x != 3 * width * height:
             raise ValueError(
                 f"the network takes {n_x} numbers a sample, an image of {width}x{height} has {3 * width * height};"
-                " give another img_shape (--img-shape)"
+                " give another img_shape"
             )
     return input
 

@@ -80,11 +80,12 @@ class CsvLog:
             if self._rows is not None:
                 rows = [history.csv_row(k) for k in range(self._rows, len(history.epoch))]
                 with _named(self.path):
-                    self._left = _append(self.path, "".join(rows).encode(), self._left)
+                    # Both at once: an interruption between them would have the rows written again.
+                    self._left, self._rows = _append(self.path, "".join(rows).encode(), self._left), len(history.epoch)
             if self._left is None:  # it is not this run's yet, or no longer
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._left = write_whole(self.path, lambda file: file.write(history.to_csv().encode()))
-            self._rows = len(history.epoch)
+                self._rows = len(history.epoch)
 
     def on_end(self, state: TrainState) -> None:
         """Makes ready for another run; one with nothing left to train leaves its file too."""

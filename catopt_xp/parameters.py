@@ -154,12 +154,19 @@ class Parameters(Mapping[str, Array]):
             if isinstance(source, Parameters):
                 self.flat[...] = self._here(source.flat)
                 return
-            values = {name: self._here(source[name]) for name in self._views}  # all, before any is copied
+            # All, before any is copied.
+            values = {name: self._named(f"{what}: {name}", source[name]) for name in self._views}
             for name, view in self._views.items():
                 view[...] = values[name]
 
     def _here(self, value: Any) -> Array:
         return self.backend.asarray(value, dtype=self.flat.dtype)
+
+    def _named(self, name: str, value: Any) -> Array:
+        try:
+            return self._here(value)
+        except ValueError as error:  # masked values
+            raise ValueError(f"{name}: {error}") from error
 
     def __getitem__(self, name: str) -> Array:
         return self._views[name]

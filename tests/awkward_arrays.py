@@ -89,7 +89,7 @@ def matrix(x: Array) -> Any:
     """NumPy's matrix, which has two dimensions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PendingDeprecationWarning)
-        return np.matrix(x) if x.ndim == 2 else x
+        return np.matrix(x) if x.ndim == 2 else x.copy()
 
 
 # Forms of which the elements can be written too, and those that are for reading.

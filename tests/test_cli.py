@@ -599,7 +599,7 @@ def test_plot_refuses_what_it_cannot_draw(tmp_path: Path, capsys: pytest.Capture
             "the parameters of --hidden 99999999,99999999, their gradient and moments",
         ),
         ("train --hidden 9 --img-shape 1000000x1000000", "choose a smaller --hidden or --img-shape"),
-        ("train --train-size 9999999999", "(--img-shape), or fewer pictures (--train-size, --dev-size)"),
+        ("train --train-size 9999999999", "smaller --img-shape, or fewer pictures (--train-size, --dev-size)"),
         ("train --foo 1", "unrecognized arguments: --foo 1 (see catopt-xp train --help)"),
         ("evaluate x.npz --epochs 1", "unrecognized arguments: --epochs 1 (see catopt-xp evaluate --help)"),
     ],

@@ -553,8 +553,8 @@ def test_the_format_is_known_by_the_ending_unless_it_is_named(checkpoint: Path) 
         ("--input int8", 2, "argument --input: invalid choice: 'int8'"),
         ("--format safetensors --input uint8", 2, "--input goes with --format onnx alone"),
         ("-o a.safetensors --input uint8", 2, "--input goes with --format onnx alone"),
-        ("--input images", 1, "it is not known how large they are; give img_shape (--img-shape)"),
-        ("--input images --img-shape 5x3", 1, "an image of 5x3 has 45; give another img_shape (--img-shape)"),
+        ("--input images", 1, "it is not known how large they are; give --img-shape"),
+        ("--input images --img-shape 5x3", 1, "an image of 5x3 has 45; give another --img-shape"),
         ("-o missing/a.onnx", 1, "No such file or directory; choose another place"),
     ],
 )

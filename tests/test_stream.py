@@ -759,4 +759,4 @@ def test_the_command_line_streams(file: Path, tmp_path: Path, capsys: pytest.Cap
     assert ended.value.code == 2
     assert "--memory-limit: 'much' is no amount of memory" in capsys.readouterr().err
     assert main([*common, "--memory-limit", "200"]) == 1
-    assert "are too few for batches of 8: give a memory_limit of at least" in capsys.readouterr().err
+    assert "are too few for batches of 8: give a --memory-limit of at least" in capsys.readouterr().err

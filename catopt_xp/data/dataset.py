@@ -10,7 +10,7 @@ from typing import Any
 from catopt_xp.machine import address_room, host_free_memory
 
 ON_ERROR = ("raise", "skip")
-SMALLER_PICTURES = "choose a smaller img_shape (--img-shape), or fewer pictures (--train-size, --dev-size)"
+SMALLER_PICTURES = "choose a smaller img_shape, or fewer pictures (train_size, dev_size)"
 
 
 class DataArgumentError(ValueError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from catopt_xp.files import write_whole
 from catopt_xp.machine import cpu_model
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "long_tests.json"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -30,20 +31,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """`record(tried=200, broke=0, ...)` writes what a long test found to results/, beside when and where it ran."""
+    """`record(tried=200, broke=0, ...)` adds what a long test found to RESULTS, beside when and where it ran.
+
+    Short forms leave no record.
+    """
     started = time.time()
 
     def write(**found: object) -> None:
+        if not request.node.get_closest_marker("long"):
+            return
         where = {
-            "test": request.node.nodeid,
             "date": time.strftime("%Y-%m-%d"),
             "seconds": round(time.time() - started, 1),
             "processor": cpu_model(),
             "python": platform.python_version(),
             "numpy": np.__version__,
         }
-        name = re.sub(r"\W+", "_", request.node.name).strip("_")
-        text = json.dumps(where | found, indent=2) + "\n"
-        write_whole(RESULTS / f"{name}.json", lambda file: file.write(text.encode()))
+        test = request.node.nodeid.removeprefix("tests/hardening/")
+        lock = os.open(RESULTS.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two workers of pytest-xdist may record at the same time
+            records = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            text = json.dumps(dict(sorted((records | {test: where | found}).items())), indent=2) + "\n"
+            write_whole(RESULTS, lambda file: file.write(text.encode()))
+        finally:
+            os.close(lock)
 
     return write

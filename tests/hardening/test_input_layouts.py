@@ -390,7 +390,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
 @times(150, 10000)
 def test_the_formulas_have_the_bits_of_plain_copies(examples: int, record: Record) -> None:
     tally = Tally()
-    form = st.sampled_from(sorted(set(FORMS) - {"holder", "matrix"}))
+    form = st.sampled_from(sorted(set(FORMS) - {"holder", "matrix", "nothing masked"}))  # which sum in their own way
 
     @given(
         st.sampled_from(sorted(FORMULAS)),
@@ -443,7 +443,8 @@ def ask_estimator(kind: type[Any], solver: str, weighted: bool, pixels: bool) ->
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_an_estimator_learns_as_from_plain_copies(examples: int, record: Record) -> None:
     tally = Tally()
-    form = st.sampled_from(sorted(set(FORMS) - {"matrix"}))  # which scikit-learn refuses
+    # Matrices scikit-learn refuses; what is no array and hands one out it takes as float64.
+    form = st.sampled_from(sorted(set(FORMS) - {"matrix", "holder"}))
 
     @given(
         st.sampled_from([MLPClassifier, MLPRegressor]),

@@ -32,7 +32,10 @@ from catopt_xp.saving import load_model, save_state_dict
 from catopt_xp.training import TrainResult
 
 Record = Callable[..., None]
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # a file of which the opening was interrupted
+pytestmark = [  # a file or an archive of which the opening was interrupted
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*ZipFile.__del__:pytest.PytestUnraisableExceptionWarning"),
+]
 PACKAGE = str(Path(catopt_xp.__file__).parent)
 # Functions written in C that change files, or ask for what changes them.
 OF_THE_SYSTEM = {
@@ -208,13 +211,16 @@ def test_a_file_that_is_written_is_the_old_one_or_the_new_one(kind: str, how: st
     assert not all(found)
 
 
+@pytest.mark.parametrize("coarse", [10, pytest.param(1, marks=pytest.mark.long)], ids=["some", "many"])
 @pytest.mark.parametrize("how", HOWS)
-def test_a_figure_that_is_drawn_is_the_old_one_or_the_new_one(how: str, tmp_path: Path) -> None:
+def test_a_figure_that_is_drawn_is_the_old_one_or_the_new_one(
+    how: str, coarse: int, tmp_path: Path, record: Record
+) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     file = tmp_path / "a.png"
     history_of(2).plot(file)
     old = file.read_bytes()
-    stride = {"lines": 90, "calls": 25, "errors": 25}[how]
+    stride = coarse * {"lines": 9, "calls": 40, "errors": 40}[how]
 
     def look() -> None:
         if file.read_bytes() != old:
@@ -224,6 +230,7 @@ def test_a_figure_that_is_drawn_is_the_old_one_or_the_new_one(how: str, tmp_path
 
     points, hits = interrupted_everywhere(how, lambda: history_of(3).plot(file), look, stride)
     assert hits >= 2, f"{hits} interruptions at {points} points"
+    record(points=points, interrupted=hits, broke=0)
 
 
 # --- logs that grow ---------------------------------------------------------------------------------------------------
@@ -293,7 +300,8 @@ def test_photographs_are_right_after_any_interruption(
 
     look()
     points, hits = interrupted_everywhere(how, pixels, look, stride=7 if how == "lines" else 3)
-    assert hits >= 3, f"{hits} interruptions at {points} points"
+    least = 1 if how == "errors" else 3  # what cannot be cached is said in a warning
+    assert hits >= least, f"{hits} interruptions at {points} points"
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------

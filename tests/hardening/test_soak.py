@@ -135,7 +135,7 @@ def logged_fit(folder: Path, watch: Watch, **options: Any) -> TrainResult:
 def run_long(folder: Path, epochs: int, record: Callable[..., None], **how: Any) -> None:
     """A run of so many epochs with everything, and a tenth as long one that is traced; asserts, and records."""
     fit(folder / "run", total_epoch=11, **how)  # fills caches
-    watch = Watch(folder, start=epochs // 10)
+    watch = Watch(folder, start=max(11, epochs // 10))  # its checkpoint is there
     shutil.rmtree(folder / "run")
     options = {"total_epoch": epochs, "checkpoint_every": 10, "print_interval": 10} | how
     result = logged_fit(folder / "run", watch, **options)
