@@ -16,7 +16,7 @@ WANTED = "labels are numbers (map class names to 0, 1, … first)"
 
 
 def as_rows(labels: Any, name: str = "Y") -> HostArray:
-    """Labels of any library or a list as a host array (·, m); (m,) becomes (1, m).
+    """Labels of any library or a list as a host array (·, m); (m,) becomes (1, m), a number (1, 1).
 
     Raises TypeError or ValueError, naming the argument, for what is no array of numbers.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -172,7 +173,8 @@ class Traced:
 
     @staticmethod
     def _look() -> tuple[tracemalloc.Snapshot, int]:
-        # The interpreter's caches of attributes keep names and tuples that were looked up: kilobytes, up to a bound.
+        # Caches keep what was looked up, up to a bound: the interpreter's of attributes, that of regular expressions.
+        re.purge()
         (sys._clear_internal_caches if hasattr(sys, "_clear_internal_caches") else sys._clear_type_cache)()
         gc.collect()
         own = (tracemalloc.Filter(False, tracemalloc.__file__), tracemalloc.Filter(False, __file__))

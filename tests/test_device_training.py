@@ -87,5 +87,6 @@ def test_the_host_waits_for_the_device_once_an_epoch(strict_backend: Backend, mo
 
     monkeypatch.setattr(type(strict_backend), "to_host", counted)
     run(strict_backend, print_interval=1000)
-    # The labels once, before training: are they all alike? Seven batches' losses in each of five epochs; right and loss of each evaluated chunk after the first and last one.
+    # The labels once, before training: are they all alike? Seven batches' losses in each of five epochs; right and loss
+    # of each evaluated chunk after the first and last one.
     assert fetched == [(1, 100), (7,), (1, 2), (1, 2), (7,), (7,), (7,), (7,), (1, 2), (1, 2)]

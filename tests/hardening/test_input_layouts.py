@@ -51,6 +51,11 @@ def assert_as_plain(ask: Callable[..., Answer], *arrays: Any) -> None:
     assert same(here, answers_of(ask, *map(forms.plain, arrays))), "other bits than those of the plain copies"
 
 
+def rows_of(m: int) -> list[tuple[int, ...]]:
+    """The shapes of labels of m samples: a row, or a list; of one sample a number too."""
+    return [(1, m), (m,)] + [()] * (m == 1)
+
+
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
@@ -136,11 +141,12 @@ def test_arrays_of_any_shape_fit_a_network_or_are_refused_by_name(examples: int,
     @example((), (), "float32", "plain")
     @example((3, 0), (1, 0), "float32", "plain")
     @example((3, 4), (4, 1), "float32", "plain")  # which would broadcast
+    @example((3, 1), (), "bool", "backwards")
     def holds(shape: tuple[int, ...], of_Y: tuple[int, ...], dtype: str, form: str) -> None:
         model = DeepNetwork([3, 2, 1], ["relu", "sigmoid"])
         X, Y = FORMS[form](np.ones(shape, dtype)), FORMS[form](np.ones(of_Y, dtype))
         fits = len(shape) == 2 and shape[0] == 3 and shape[1] > 0
-        row = fits and of_Y in ((1, shape[1]), (shape[1],))
+        row = fits and of_Y in rows_of(shape[1])
         as_labels = len(shape) == 2 and 0 not in shape and (of_Y == shape or (1, *of_Y) == shape)
         asks: list[tuple[Callable[[], Any], bool]] = [
             (lambda: model.forward(X), fits),
@@ -224,7 +230,7 @@ def test_sets_of_any_shape_are_trained_on_or_refused_by_name(examples: int, reco
         good = np.ones((shape[0] if shape else 1, 2), np.float32), np.array([[0, 1]])
         made = FORMS[form](np.ones(shape, np.float32)), FORMS[form](np.ones(of_Y, np.float32))
         X, Y, dev_X, dev_Y = (*made, *good) if name == "X" else (*good, *made)
-        fits = len(shape) == 2 and 0 not in shape and of_Y in ((1, shape[1]), (shape[1],))
+        fits = len(shape) == 2 and 0 not in shape and of_Y in rows_of(shape[1])
         said = outcome(lambda: ask_train("plain", by_data)(X, Y, dev_X, dev_Y), "X", "Y")
         assert (said == "answered") == fits, said
         tally("trained" if fits else "refused")

@@ -36,9 +36,10 @@ Array = np.ndarray[Any, Any]
 N_X, M, BATCH = 1040, 32, 8  # two panels, the last one ragged; four batches
 ENGINES = ("plain", "panels")
 KB, MB = 1000, 1_000_000
-# What may stay behind each time, of objects that are traced: well below the smallest array of a run. And how far memory
-# in RAM may drift over all times of a long form: allocators keep pieces.
-LEFT_BEHIND, DRIFT = 200, 8 * MB
+# Bytes that may stay behind each time, of objects that are traced: well below the smallest array of a run; and once,
+# where the interpreter's sets of threads grow. How far memory in RAM may drift over all times of a long form: allocators
+# keep pieces.
+LEFT_BEHIND, ONCE, DRIFT = 200, 2 * KB, 8 * MB
 
 long_form = pytest.mark.long
 
@@ -69,7 +70,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def assert_flat(found: soak.Soaked, times: int, left_behind: float = LEFT_BEHIND) -> None:
     assert found.beyond == []
-    assert found.traced <= left_behind, "\n".join(found.places)
+    assert found.traced <= left_behind + ONCE / times, "\n".join(found.places)
     if times >= 100:
         assert soak.slope(found.pace.resident, found.pace.apart) * times <= DRIFT, found.pace.resident
 
