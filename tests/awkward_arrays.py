@@ -148,3 +148,29 @@ def no_numbers(dtype: str, shape: tuple[int, ...]) -> Array:
     if dtype in ("U3", "S3"):
         return np.full(shape, "1", dtype)
     return np.ones(shape, "u1").astype(dtype) if dtype == "object" else np.zeros(shape, dtype)
+
+
+# --- answers to them --------------------------------------------------------------------------------------------------
+
+Answer = dict[str, Any]
+
+
+def same(here: Answer, there: Answer) -> bool:
+    """Equal in every bit, whatever the byte order; a NaN is a NaN."""
+    pairs = [(plain(here[k]), plain(there[k])) for k in here] if here.keys() == there.keys() else []
+    return bool(pairs) and all(a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+
+def answers_of(ask: Callable[..., Answer], *arrays: Any) -> Answer:
+    """The answer to arrays, which it leaves as they are."""
+    before = [plain(x) for x in arrays]
+    with np.errstate(all="ignore"):
+        answer = ask(*arrays)
+    for x, was in zip(arrays, before, strict=True):
+        assert np.array_equal(plain(x), was, equal_nan=was.dtype.kind in "fc"), "an input was written to"
+    return answer
+
+
+def assert_as_plain(ask: Callable[..., Answer], *arrays: Any) -> None:
+    here = answers_of(ask, *arrays)
+    assert same(here, answers_of(ask, *map(plain, arrays))), "other bits than those of the plain copies"

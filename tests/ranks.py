@@ -37,7 +37,9 @@ def run(ranks: int, words: list[str], seconds: float = 120, **options: Any) -> s
 def answers(ranks: int, script: str, *words: str, **options: Any) -> list[Any]:
     """What a script says on each rank, by rank: it calls `say(value)`, once, with what JSON can hold."""
     program = (
-        "import json, sys\nfrom mpi4py import MPI\ncomm = MPI.COMM_WORLD\n"
+        "import json, sys, traceback\nfrom mpi4py import MPI\ncomm = MPI.COMM_WORLD\n"
+        # One rank that fails would leave the others waiting.
+        "sys.excepthook = lambda *error: (traceback.print_exception(*error), comm.Abort(1))\n"
         "def say(value):\n    said = comm.gather(value)\n    if comm.rank == 0: print(json.dumps(said))\n"
     )
     done = run(ranks, ["-c", program + script, *words], **options)

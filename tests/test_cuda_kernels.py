@@ -68,10 +68,7 @@ def test_in_float32_a_variant_s_error_is_at_most_twice_the_plain_engine_s(name: 
 def test_the_variants_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     sources = {plan(kind, case).source() for kind, case in CASES.values()}
     with capsys.disabled():
-        print(
-            f"\n{len(CASES)} runs of {len(sources)} variants of the source; largest difference in float64 "
-            f"{max(map(difference, DOUBLE)):.1e}, largest ratio of errors in float32 {max(map(ratio, SINGLE)):.2f}"
-        )
+        print(f"\n{len(CASES)} runs of {len(sources)} variants of the source")
     assert len(sources) >= 85
     assert {name.partition(":")[0] for name in CASES} == set(PRODUCTS)
 

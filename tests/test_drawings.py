@@ -133,7 +133,7 @@ def test_the_cache_is_used_and_a_damaged_file_is_made_anew(own_cache: Path) -> N
         ({"img_shape": (float("inf"), 3)}, "img_shape: must be"),
         (
             {"train_size": 10**9},
-            r"^2000000400 drawings of 224x224 pixels need \d+\.\d GB of memory, .* \(--img-shape\)",
+            r"^2000000400 drawings of 224x224 pixels need \d+\.\d GB of memory, .* smaller img_shape, or fewer",
         ),
         ({"train_size": 10**12, "img_shape": (1, 1)}, "drawings of 1x1 pixels need"),
         ({"train_size": 1, "img_shape": (100_000, 100_000)}, "drawings of 100000x100000 pixels need"),

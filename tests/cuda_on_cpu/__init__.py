@@ -105,7 +105,8 @@ def _compiled(code: str, folder: Path, flags: list[str]) -> Path:
     stamp = hashlib.sha256(" ".join([code, header, *FLAGS, *flags]).encode()).hexdigest()[:16]
     file = folder / f"{stamp}.o"
     if not file.exists():
-        source, fresh = folder / f"{stamp}.cpp", folder / f"{stamp}.{os.getpid()}"
+        # Ranks compile the same at once: each from a file of its own.
+        source, fresh = (folder / f"{stamp}.{os.getpid()}{ending}" for ending in (".cpp", ""))
         source.write_text(code, encoding="utf-8")  # NVRTC 12.4 leaves a thread with the locale "C"
         command = ["g++", *FLAGS, str(source), *flags, "-o", str(fresh)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

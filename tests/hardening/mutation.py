@@ -55,7 +55,7 @@ ROOT = HERE.parents[1]
 EXPLANATIONS = HERE / "mutation.md"
 MEMORY = 12 * 2**30  # address space of a mutant: one that asks for more has failed
 EXAMPLES = 60  # of hypothesis, for each test
-LAYOUTS = "tests/hardening/test_input_layouts.py"
+LAYOUTS = "tests/hardening/test_optimizer_layouts.py"
 # File of the package -> the tests that a mutant of it must pass, after the examples in its docstrings.
 TARGETS = {
     "schedules.py": ["tests/test_schedules.py"],

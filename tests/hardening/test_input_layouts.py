@@ -9,7 +9,7 @@ from typing import Any
 import awkward_arrays as forms
 import numpy as np
 import pytest
-from awkward_arrays import FORMS, Array
+from awkward_arrays import FORMS, Answer, assert_as_plain, same
 from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import Tally, outcome, prove, refusal, times
@@ -19,36 +19,13 @@ from catopt_xp import functional
 from catopt_xp.backend import NumpyBackend, asnumpy
 from catopt_xp.estimator import MLPClassifier, MLPRegressor
 from catopt_xp.network import DeepNetwork
-from catopt_xp.optim import OPTIMIZERS, Adam, BaseOptimizer
 from catopt_xp.parameters import Parameters
 
 Record = Callable[..., None]
-Answer = dict[str, Any]
 seeds = st.integers(0, 2**16)
 # Features: one, few, more than a block of products, more than a panel; samples: one, few, more than are turned around.
 features = st.sampled_from([1, 2, 3, 7, 17, 40, 769, 1030, 2310])
 samples = st.sampled_from([1, 2, 3, 5, 8, 30, 257, 300])
-
-
-def same(here: Answer, there: Answer) -> bool:
-    """Equal in every bit, whatever the byte order; a NaN is a NaN."""
-    pairs = [(forms.plain(here[k]), forms.plain(there[k])) for k in here] if here.keys() == there.keys() else []
-    return bool(pairs) and all(a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True) for a, b in pairs)
-
-
-def answers_of(ask: Callable[..., Answer], *arrays: Any) -> Answer:
-    """The answer to arrays, which it leaves as they are."""
-    before = [forms.plain(x) for x in arrays]
-    with np.errstate(all="ignore"):
-        answer = ask(*arrays)
-    for x, was in zip(arrays, before, strict=True):
-        assert np.array_equal(forms.plain(x), was, equal_nan=was.dtype.kind in "fc"), "an input was written to"
-    return answer
-
-
-def assert_as_plain(ask: Callable[..., Answer], *arrays: Any) -> None:
-    here = answers_of(ask, *arrays)
-    assert same(here, answers_of(ask, *map(forms.plain, arrays))), "other bits than those of the plain copies"
 
 
 def rows_of(m: int) -> list[tuple[int, ...]]:
@@ -238,117 +215,6 @@ def test_sets_of_any_shape_are_trained_on_or_refused_by_name(examples: int, reco
     prove(holds, examples, record, tally)
 
 
-# --- optimizers -------------------------------------------------------------------------------------------------------
-
-
-def stepped(cls: type[BaseOptimizer], p: Array, gradients: list[Any], added: bool, options: dict[str, Any]) -> Answer:
-    """Parameters, moments and their sum of gradients after steps on a plain dict."""
-    optimizer = cls({"W0": p, "b0": p[..., :1] if p.ndim else p.copy()}, 0.01, **options)
-    for g in gradients:
-        gradient = {"W0": g, "b0": g[..., :1] if np.ndim(g) else g}
-        if added:
-            optimizer.zero_grad()
-            optimizer.add_grad(gradient, weight=0.5)
-            optimizer.add_grad(gradient)
-            optimizer.step()
-        else:
-            optimizer.update(gradient)
-    return {k: forms.plain(x) for k, x in optimizer.save().items() if "/" in k} | {"p": forms.plain(p)}
-
-
-@times(150, 15000)
-def test_an_optimizer_steps_as_with_plain_copies(examples: int, record: Record) -> None:
-    tally = Tally()
-
-    @given(
-        st.sampled_from(sorted(OPTIMIZERS)),
-        st.lists(st.integers(1, 6), max_size=3).map(tuple),
-        st.sampled_from(["float32", "float64", "longdouble"]),
-        forms.dtypes,
-        st.sampled_from(sorted(forms.WRITABLE)),
-        st.sampled_from(sorted(set(FORMS) - {"holder"})),
-        st.booleans(),
-        st.sampled_from([{}, {"clip_norm": 0.5}, {"l2": 0.1, "weight_decay": 0.1}]),
-        seeds,
-    )
-    @example("rmsprop", (3,), "float32", "uint8", "plain", "plain", False, {}, 0)  # squares overflowed in uint8
-    @example("adam", (3, 2), "float32", "float16", "plain", "plain", False, {}, 0)
-    @example("adam", (2, 3), "float64", "float64", "matrix", "matrix", True, {}, 0)  # products of matrices
-    @example("momentum", (5, 6), "float32", "float32", "fortran", "fortran", True, {"clip_norm": 0.5}, 2)
-    def holds(
-        name: str,
-        shape: tuple[int, ...],
-        dtype: str,
-        of_g: str,
-        form: str,
-        form_of_g: str,
-        added: bool,
-        options: dict[str, Any],
-        seed: int,
-    ) -> None:
-        cls, p = OPTIMIZERS[name][0], forms.numbers(dtype, shape, seed)
-        gradients = [FORMS[form_of_g](forms.numbers(of_g, shape, seed + k)) for k in range(2)]
-        before = [forms.plain(g) for g in gradients]
-        here = stepped(cls, forms.WRITABLE[form](p), gradients, added, options)
-        assert same(here, stepped(cls, p.copy(), before, added, options))
-        assert all(np.array_equal(g, was) for g, was in zip(gradients, before, strict=True))
-        tally(name)
-
-    prove(holds, examples, record, tally)
-
-
-def parameters_that_cannot_be_updated() -> dict[str, tuple[Any, str]]:
-    floats = np.ones(3)
-    return {
-        "a list": ([1.0], "is a list; give an array of floats"),
-        "a number": (1.0, "is a float; give an array of floats"),
-        "a NumPy number": (np.float64(1.0), "is a float64; give an array of floats"),
-        "whole numbers": (np.ones(3, int), "is an array of int64; give an array of floats"),
-        "complex numbers": (np.ones(3, complex), "is an array of complex128"),
-        "objects": (np.ones(3, object), "is an array of object"),
-        "read-only": (forms.read_only(floats), "is read-only, and parameters are updated in place"),
-        "a stride of 0": (np.lib.stride_tricks.as_strided(floats, (3,), (0,)), "has elements that share memory"),
-        "masked": (np.ma.masked_array(floats, [True, False, False]), "masked values are no numbers"),
-    }
-
-
-@pytest.mark.parametrize("kind", parameters_that_cannot_be_updated())
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_cannot_be_updated_in_place_is_refused_before_any_step(name: str, kind: str) -> None:
-    value, words = parameters_that_cannot_be_updated()[kind]
-    with pytest.raises((TypeError, ValueError), match=words) as caught:
-        OPTIMIZERS[name][0]({"W1": value}, 0.1)
-    refusal(caught.value, "W1")
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_gradient_that_is_refused_leaves_the_sum_as_it_is(name: str) -> None:
-    p = {"W0": np.ones(2, np.float32), "W1": np.ones(2, np.float32)}
-    optimizer = OPTIMIZERS[name][0](p, 0.1)
-    good = {"W0": np.ones(2), "W1": np.ones(2)}
-    optimizer.add_grad(good)
-    masked = np.ma.masked_array(np.ones(2), [True, False])
-    for bad in (*(forms.no_numbers(kind, (2,)) for kind in forms.NO_NUMBERS), masked, [1.0, 1.0], 1.0, None):
-        for act in (optimizer.add_grad, optimizer.update):
-            with pytest.raises((TypeError, ValueError)) as caught:
-                act({"W0": np.ones(2), "W1": bad})
-            refusal(caught.value, "W1")
-    assert optimizer._gradient is not None
-    assert optimizer.steps == 0
-    assert all(np.array_equal(optimizer._gradient[k], good[k]) for k in good)
-
-
-def test_a_state_that_is_refused_changes_nothing() -> None:
-    p = {"W0": np.ones(2), "W1": np.ones(2)}
-    optimizer = Adam(p, 0.1)
-    optimizer.update(p)
-    for kind in forms.NO_NUMBERS:
-        bad = optimizer.save() | {"m/W0": np.full(2, 5.0), "v/W1": forms.no_numbers(kind, (2,))}
-        with pytest.raises(TypeError, match=r"v/W1 holds .*; give real numbers"):
-            optimizer.load(bad)
-        assert optimizer.save()["m/W0"].max() < 1.0
-
-
 # --- parameters, the backend, the formulas ----------------------------------------------------------------------------
 
 
@@ -432,6 +298,7 @@ def test_the_formulas_have_the_bits_of_plain_copies(examples: int, record: Recor
 def ask_estimator(kind: type[Any], solver: str, weighted: bool, pixels: bool) -> Callable[..., Answer]:
     def ask(X: Any, y: Any, weights: Any) -> Answer:
         options = {"solver": solver, "random_state": 0, "max_iter": 2, "batch_size": 5, "pixels": pixels}
+        options["learning_rate_init"] = 1e-6  # with larger ones regression on whole numbers diverges
         model = kind(hidden_layer_sizes=(3,), **options)
         model.fit(X, y, sample_weight=weights if weighted else None)
         fitted = {f"coefs {k}": x.copy() for k, x in enumerate(model.coefs_)}
