@@ -67,7 +67,7 @@ def test_a_launcher_is_known_by_what_it_leaves_in_the_environment(names: str) ->
 # --- the same bits ------------------------------------------------------------------------------------------------
 
 RUNS = """
-import hashlib, itertools
+import hashlib
 import numpy as np
 from panel_runs import OPTIONS
 import catopt_xp
@@ -77,7 +77,8 @@ def digest(arrays):
     return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)).hexdigest()
 
 found = {}
-for k, (n_x, name) in enumerate(itertools.product((4 * 1024, 9 * 1024 + 5, 6000), OPTIONS)):
+for k, name in enumerate(OPTIONS):
+    n_x = (4 * 1024, 9 * 1024 + 5, 6000)[(k + k // 3) % 3]  # with every type of numbers and batch size below
     optimizer, options = OPTIONS[name]
     rng = np.random.default_rng(k)
     m, kind = 23, ("uint8", "float32", "float64")[k % 3]
@@ -110,7 +111,7 @@ def bits(ranks: int) -> list[dict[str, list[str]]]:
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_every_optimizer_has_the_bits_of_one_process_on_every_rank(ranks: int) -> None:
     (one,) = bits(1)
-    assert len(one) >= 45
+    assert len(one) >= 15
     for rank, found in enumerate(bits(ranks)):
         assert found == one, f"rank {rank}"
 
@@ -248,7 +249,8 @@ def test_started_by_mpi_without_the_flag_nothing_is_done(tmp_path: Path) -> None
 
 
 def test_more_ranks_than_panels_end_in_one_line(tmp_path: Path) -> None:
-    done = run(4, ["-m", "catopt_xp", "train", "--img-shape", "16x16", "--distributed", "--save-dir", str(tmp_path)])
+    few = ["--img-shape", "16x16", "--train-size", "20", "--dev-size", "5"]
+    done = run(4, ["-m", "catopt_xp", "train", *few, "--distributed", "--save-dir", str(tmp_path)])
     assert done.returncode == 1
     assert [line for line in done.stderr.splitlines() if "error" in line] == [
         "catopt-xp: error: 4 ranks are too many, as 768 features are 1 panel of 1024: start at most 1"
