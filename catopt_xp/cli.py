@@ -160,7 +160,7 @@ def run_train(args: argparse.Namespace) -> None:
     with _naming(args.data):
         result = train(optimizer_options=options, callbacks=logs, comm=comm, **_arguments(args))
     if ranks.rank == 0:
-        _write_results(result, history, args.tensorboard, args.quiet)
+        _write_results(result, history, args.tensorboard, args.quiet, not args.no_figure)
 
 
 def _checked_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -216,8 +216,8 @@ def _naming(data: str | None) -> Iterator[None]:
         raise
 
 
-def _write_results(result: TrainResult, history: Path, tensorboard: Path | None, quiet: bool) -> None:
-    """Says where what there is lies, before the figure is drawn beside it, for that may fail."""
+def _write_results(result: TrainResult, history: Path, tensorboard: Path | None, quiet: bool, figure: bool) -> None:
+    """Says where what there is lies, before the figure, if there is to be one, is drawn beside it: that may fail."""
 
     def say(text: str) -> None:
         if not quiet:
@@ -231,9 +231,9 @@ def _write_results(result: TrainResult, history: Path, tensorboard: Path | None,
     if not result.history.epoch:
         return
     say(f"history: {history}")
-    figure = history.with_suffix(".png")
-    if _drawn(lambda: result.history.plot(figure)):
-        say(f"figure: {figure}")
+    drawing = history.with_suffix(".png")
+    if figure and _drawn(lambda: result.history.plot(drawing)):
+        say(f"figure: {drawing}")
 
 
 def _drawn(draw: Callable[[], Any]) -> bool:
@@ -270,7 +270,7 @@ def run_tune(args: argparse.Namespace) -> None:
 
 def _arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The flags as arguments of `train` or `compare`: most have the argument's name."""
-    others = {"command", "debug", "quiet", "tensorboard", "distributed", *OPTIMIZER_OPTIONS}
+    others = {"command", "debug", "quiet", "tensorboard", "distributed", "no_figure", *OPTIMIZER_OPTIONS}
     given = {name: value for name, value in vars(args).items() if name not in others}
     progress = False if args.quiet and args.progress is None else args.progress
     device = args.device if getattr(args, "distributed", False) else _backend(args)  # ranks choose theirs together

@@ -196,6 +196,7 @@ def add_run_folder(parser: Parser) -> None:
         "--checkpoint-every-steps", type=count, metavar="N", help="also every N steps within epochs (default: never)"
     )
     folder.add_argument("--plot-mini-batch", action="store_true", help="also draw the cost of every mini-batch")
+    folder.add_argument("--no-figure", action="store_true", help="do not draw the history at the end")
     folder.add_argument(
         "--tensorboard",
         type=path,

@@ -29,6 +29,16 @@ settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long tests are skipped, with the reason, unless `-m` names them."""
+    if "long" in config.option.markexpr:
+        return
+    skip = pytest.mark.skip(reason="long: `pytest -m long` runs it, tests/hardening/README.md has its last full run")
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(skip)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The data cache lies in a temporary folder: tests neither read nor fill the user's own."""

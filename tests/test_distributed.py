@@ -127,6 +127,11 @@ def trained(folder: Path, ranks: int, *words: str) -> subprocess.CompletedProces
     return run(ranks, [*TRAIN, "--distributed", "--save-dir", str(folder), *words])
 
 
+def quickly_trained(folder: Path, ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """The same without a figure."""
+    return trained(folder, ranks, "--no-figure", *words)
+
+
 def assert_same_checkpoint(ours: Path, theirs: Path) -> None:
     """All but the timings."""
     (arrays, meta), (others, other) = (read_checkpoint(file / "model_latest.npz") for file in (ours, theirs))
@@ -141,7 +146,7 @@ def assert_same_checkpoint(ours: Path, theirs: Path) -> None:
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
-    assert trained(folder, 1, "--epochs", "4").returncode == 0
+    assert quickly_trained(folder, 1, "--epochs", "4").returncode == 0
     return folder
 
 
@@ -150,10 +155,10 @@ def test_the_checkpoint_of_ranks_is_that_of_one_process_and_goes_on_anywhere(
     ranks: int, one_process: Path, tmp_path: Path
 ) -> None:
     half, whole, alone = (tmp_path / name for name in ("half", "whole", "alone"))
-    assert trained(half, ranks, "--epochs", "2", "--quiet").returncode == 0
+    assert quickly_trained(half, ranks, "--epochs", "2", "--quiet").returncode == 0
     latest = str(half / "model_latest.npz")
-    assert trained(whole, ranks, "--epochs", "4", "--recover-from", latest).returncode == 0
-    assert trained(alone, 1, "--epochs", "4", "--recover-from", latest).returncode == 0
+    assert quickly_trained(whole, ranks, "--epochs", "4", "--recover-from", latest).returncode == 0
+    assert quickly_trained(alone, 1, "--epochs", "4", "--recover-from", latest).returncode == 0
     assert_same_checkpoint(whole, one_process)
     assert_same_checkpoint(alone, one_process)
 

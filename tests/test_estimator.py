@@ -54,8 +54,11 @@ def weights_of(model: Any) -> Array:
 # --- scikit-learn's tools -----------------------------------------------------------------------------------------
 
 
+LBFGS = MLPRegressor(solver="lbfgs", max_iter=40)
+
+
 @pytest.mark.filterwarnings("ignore:Can't check dok sparse matrix for nan or inf")
-@parametrize_with_checks([MLPClassifier(max_iter=100), MLPRegressor(max_iter=100), MLPRegressor(solver="lbfgs")])
+@parametrize_with_checks([MLPClassifier(max_iter=100), MLPRegressor(max_iter=100), LBFGS])
 def test_the_estimators_pass_the_checks_of_scikit_learn(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
 

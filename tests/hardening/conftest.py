@@ -1,4 +1,4 @@
-"""The long tests of this folder run when asked for; each leaves a record of what it did."""
+"""Each long test of this folder leaves a record of what it did."""
 
 from __future__ import annotations
 
@@ -17,16 +17,6 @@ from catopt_xp.files import write_whole
 from catopt_xp.machine import cpu_model
 
 RESULTS = Path(__file__).parent / "results" / "long_tests.json"
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Long tests are skipped, with the reason, unless `-m` names them."""
-    if "long" in config.option.markexpr:
-        return
-    reason = "long: `pytest tests/hardening -m long` runs it, tests/hardening/README.md has its last full run"
-    for item in items:
-        if item.get_closest_marker("long") and Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

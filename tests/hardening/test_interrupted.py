@@ -212,7 +212,7 @@ def test_a_file_that_is_written_is_the_old_one_or_the_new_one(kind: str, how: st
     assert not all(found)
 
 
-@pytest.mark.parametrize("coarse", [10, pytest.param(1, marks=pytest.mark.long)], ids=["some", "many"])
+@pytest.mark.parametrize("coarse", [20, pytest.param(1, marks=pytest.mark.long)], ids=["some", "many"])
 @pytest.mark.parametrize("how", HOWS)
 def test_a_figure_that_is_drawn_is_the_old_one_or_the_new_one(
     how: str, coarse: int, tmp_path: Path, record: Record

@@ -92,6 +92,7 @@ def test_training_killed_again_and_again_ends_with_the_same_bits(
     work, moments = WORKS[kind], random.Random(times)
     words = [
         "train",
+        "--no-figure",
         "--data",
         str(data_of(work, tmp_path)),
         "--device",
@@ -183,7 +184,20 @@ def test_a_killed_writer_of_the_cache_leaves_none_or_a_whole_one(
     kind: str, times: int, serving: Server, tmp_path: Path, record: Callable[..., None]
 ) -> None:
     cache, moments = tmp_path / "cache", random.Random(times)
-    words = ["train", "--epochs", "1", "--hidden", "2", "--device", "cpu", "--engine", "plain", "--img-shape", "48x48"]
+    words = [
+        "train",
+        "--no-figure",
+        "--epochs",
+        "1",
+        "--hidden",
+        "2",
+        "--device",
+        "cpu",
+        "--engine",
+        "plain",
+        "--img-shape",
+        "48x48",
+    ]
     words += ["--save-dir", str(tmp_path / "run")]
     if kind == "decoding":
         paint(tmp_path / "photographs", 150)

@@ -36,7 +36,7 @@ for line in sys.stdin:
         status = cli.main(words)
     print(json.dumps([status, out.getvalue(), err.getvalue()]), file=told, flush=True)
 """
-QUICK = ["--device", "cpu", "--engine", "plain", "--hidden", "3"]
+QUICK = ["--device", "cpu", "--engine", "plain", "--hidden", "3", "--no-figure"]
 
 pytestmark = pytest.mark.parametrize(
     ("size", "rounds"), [(4, 1), *[pytest.param(size, 100, marks=pytest.mark.long) for size in (2, 4)]]

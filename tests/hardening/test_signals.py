@@ -30,7 +30,18 @@ def test_a_signal_at_any_moment_ends_with_a_command_that_resumes(
     signals: int, times: int, tmp_path: Path, record: Callable[..., None]
 ) -> None:
     write_set(tmp_path / "set.npz", 40, 12)
-    words = ["train", "--data", str(tmp_path / "set.npz"), "--device", "cpu", "--engine", "plain", "--hidden", "5,4"]
+    words = [
+        "train",
+        "--no-figure",
+        "--data",
+        str(tmp_path / "set.npz"),
+        "--device",
+        "cpu",
+        "--engine",
+        "plain",
+        "--hidden",
+        "5,4",
+    ]
     words += ["--batch-size", "8", "--epochs", "6", "--print-interval", "2", "--checkpoint-every-steps", "3"]
     straight, rng, ended = tmp_path / "straight", random.Random(signals), Counter[str]()
     with server(tmp_path / "server") as serving:
