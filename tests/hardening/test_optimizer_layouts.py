@@ -99,6 +99,30 @@ def test_what_cannot_be_updated_in_place_is_refused_before_any_step(name: str, k
     refusal(caught.value, "W1")
 
 
+def test_memory_that_two_elements_share_is_refused_and_one_element_of_any_stride_taken() -> None:
+    two = np.lib.stride_tricks.as_strided(np.ones(3), (2,), (0,))
+    with pytest.raises(ValueError, match="has elements that share memory"):
+        Adam({"W1": two}, 0.1)
+    one = np.lib.stride_tricks.as_strided(np.ones(3), (1, 3), (0, 8))
+    optimizer = Adam({"W1": one}, 0.1)
+    optimizer.update({"W1": np.ones((1, 3))})
+    assert (one < 1.0).all()
+
+
+@pytest.mark.parametrize("value", ["a", [1.0]])
+def test_a_rate_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="learning_rate is .*; it must be a number"):
+        Adam({"W1": np.ones(2)}, value)
+
+
+def test_an_optimizer_comes_back_after_any_number_of_steps() -> None:
+    optimizer = Adam({"W1": np.ones(2)}, 0.1)
+    optimizer.steps = (1 << 53) - 1
+    twin = Adam({"W1": np.ones(2)}, 0.1)
+    twin.load(optimizer.save())
+    assert twin.steps == optimizer.steps
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_gradient_that_is_refused_leaves_the_sum_as_it_is(name: str) -> None:
     p = {"W0": np.ones(2, np.float32), "W1": np.ones(2, np.float32)}
