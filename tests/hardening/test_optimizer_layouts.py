@@ -111,7 +111,7 @@ def test_memory_that_two_elements_share_is_refused_and_one_element_of_any_stride
 
 @pytest.mark.parametrize("value", ["a", [1.0]])
 def test_a_rate_that_is_no_number_is_refused(value: Any) -> None:
-    with pytest.raises(TypeError, match="learning_rate is .*; it must be a number"):
+    with pytest.raises(TypeError, match=r"learning_rate is .*; it must be a number"):
         Adam({"W1": np.ones(2)}, value)
 
 
