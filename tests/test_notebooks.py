@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
+
+nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 FIGURES = {
@@ -59,7 +60,7 @@ def test_it_runs_in_its_small_size_and_has_its_figures(
     work.mkdir()
     notebook, committed = read(name), read(name)
     where = {"metadata": {"path": str(work)}}
-    NotebookClient(notebook, timeout=120, coalesce_streams=True, resources=where).execute()
+    nbclient.NotebookClient(notebook, timeout=120, coalesce_streams=True, resources=where).execute()
     assert outputs(notebook) == outputs(committed)
     assert sum(cell.count("figure") for cell in outputs(notebook)) == FIGURES[name]
     assert list(work.iterdir()) == []
