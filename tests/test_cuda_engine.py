@@ -282,7 +282,7 @@ def test_where_a_check_fails_a_slower_engine_runs_with_a_warning(
 
 @pytest.mark.usefixtures("devices")
 def test_the_check_loads_as_the_features_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    fault = ("x[q + 4] = high.x[q];", "x[q + 4] = low.x[q];")  # of the loads of 16 bytes alone
+    fault = ("x[4 * f + q] = four.x[q];", "x[4 * f + q] = four.x[0];")  # of the loads of 16 bytes alone
     monkeypatch.setattr(cuda, "CupyDevice", lambda backend: CpuDevice(lambda source: source.replace(*fault)))
     assert type(choose_engine("auto", **setting(layers=(70, 6, 1)))[0]) is CudaEngine
     with pytest.warns(RuntimeWarning, match=DIFFERS):

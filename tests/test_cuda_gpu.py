@@ -11,7 +11,7 @@ from typing import Any
 import cuda_on_cpu
 import numpy as np
 import pytest
-from cuda_runs import cases, error_ratio
+from cuda_runs import cases, error_ratio, plan, planted
 from cuda_stand_in import StandIn
 from panel_runs import Array, Case, assert_same_bits, assert_same_numbers, run
 
@@ -125,6 +125,59 @@ def test_products_are_those_of_float32_not_of_tf32(gpu: Backend, kind: type[Plai
     W64 = asnumpy(engine.model.save()["W0"]).astype(np.float64)
     truth = W64 @ (asnumpy(engine.samples)[rows] * pixel_scale(np.dtype("uint8"))).T
     assert np.abs(product - truth).max() <= 5e-6 * np.abs(truth).max()
+
+
+# Quotients and roots as the optimizer's rule has them.
+QUICK = """
+extern "C" __global__ void quick(const float* a, const float* b, float* quotients, float* roots) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    quotients[i] = (Quick(a[i]) / Quick(b[i])).x;
+    roots[i] = sqrt(Quick(a[i])).x;
+}
+"""
+
+
+def quick(gpu: Backend, a: Array, b: Array, change: Any = str) -> tuple[Array, Array]:
+    """a / b and the root of a, float32, of a multiple of 256 numbers."""
+    source = change(plan(CudaEngine, Case(dtype="float32")).source()) + QUICK
+    with gpu.activate():
+        arrays = [gpu.asarray(x.astype(np.float32)) for x in (a, b, np.zeros_like(a), np.zeros_like(a))]
+        kernel = gpu.xp.RawModule(code=source, options=("--std=c++17",)).get_function("quick")
+        stream = gpu.xp.cuda.Stream(non_blocking=True)
+        gpu.synchronize()
+        with stream:
+            kernel((len(a) // 256,), (256,), tuple(arrays), shared_mem=0)
+        stream.synchronize()
+    return asnumpy(arrays[2]), asnumpy(arrays[3])
+
+
+def units_off(found: Array, truth: Array) -> float:
+    """The largest error in units of the last place."""
+    return float(np.abs((found - truth) / np.spacing(np.abs(truth).astype(np.float32))).max())
+
+
+@pytest.mark.parametrize(
+    ("left_out", "exact"),
+    [((), (True, True)), (("fmaf(rest, y, q", "(q"), (False, True)), (("fmaf(0.5f * y, rest, r", "(r"), (True, False))],
+)
+def test_a_rule_s_quotients_and_roots_are_right_to_the_last_place(
+    gpu: Backend, left_out: tuple[str, ...], exact: tuple[bool, bool]
+) -> None:
+    """And without their correction they are not."""
+    rng = np.random.default_rng(0)
+    a, b = (np.exp(rng.uniform(-28, 28, 2**16)).astype(np.float32).astype(np.float64) for _ in range(2))
+    quotients, roots = quick(gpu, a, b, planted(left_out) if left_out else str)
+    off = units_off(quotients, a / b), units_off(roots, np.sqrt(a))
+    assert tuple(error < 0.55 for error in off) == exact
+
+
+def test_zeros_and_what_is_no_number_stay_what_they_are(gpu: Backend) -> None:
+    rows = [(0, 3), (-2, 0.5), (np.inf, 2), (3, np.inf), (np.nan, 1), (1, np.nan), (0, 1e-8), (2, 0)]
+    a, b = np.array(rows * 32, np.float32).T
+    quotients, roots = quick(gpu, a, b)
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(quotients, a / b)
+        np.testing.assert_allclose(roots, np.sqrt(a), rtol=1e-7)
 
 
 # --- the same bits ------------------------------------------------------------------------------------------------

@@ -174,7 +174,16 @@ def sum_error(tiles: int, change: Callable[[str], str] = str) -> float:
     Z = (scaled + parameters["b0"][:, 0]).astype(np.float64)
     probability = 1 / (1 + np.exp(-parameters["W1"] @ Z))
     expected = (probability - engine.targets[0, 0]) * parameters["W1"][0] / 255
-    return float(np.abs(engine._buffers["d"][0] / expected - 1).max())
+    return float(np.abs(d_of_terms(engine._buffers["d"])[0, :5] / expected - 1).max())
+
+
+def d_of_terms(terms: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """d (samples, units) of what tensor cores are given: sums of three terms, bf16, in the lanes that `mma` wants."""
+    halves = np.ascontiguousarray(terms).view(np.uint16).astype(np.uint32) << 16
+    steps, tiles = terms.shape[:2]
+    sums = halves.view(np.float32).reshape(steps, tiles, 3, 8, 4, 2, 2, 2).astype(np.float64).sum(axis=2)
+    # A lane is a unit of eight and a pair of samples of eight, a register an eight of samples and one of units.
+    return sums.transpose(0, 4, 3, 6, 1, 5, 2).reshape(16 * steps, 16 * tiles)
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 3, SUBTREE - 1, SUBTREE, SUBTREE + 1, 2 * SUBTREE, 3 * SUBTREE + 5])
@@ -202,11 +211,14 @@ def test_another_order_of_sums_would_be_seen(where: str) -> None:
 # Runs cases with the kernels of a sanitized library; the first index out of bounds ends the process.
 WITHIN_BOUNDS = """
 import sys
+import numpy as np
 from cuda_runs import PRODUCTS, CpuDevice, cases, cuda_engine
 from panel_runs import run
 for name in sys.argv[1:]:
     kind, case = cases()[name]
-    run(case.engine(cuda_engine(CpuDevice(sanitize=True), kind)), case)
+    engine = case.engine(cuda_engine(CpuDevice(sanitize=True), kind))
+    run(engine, case)
+    engine.evaluate(np.tile(engine.samples, (20, 1)), np.tile(engine.targets, 20))  # more samples than a batch has
     print(name)
 """
 

@@ -47,7 +47,7 @@ def plans(draw: Any) -> CudaPlan:
 def defined(plan: CudaPlan) -> dict[str, str]:
     """What the text before the source defines, by name; tables as their numbers."""
     text = plan.prelude()
-    tables = re.findall(r"__constant__ int (\w+)\[\] = \{(.*)\};", text)
+    tables = re.findall(r"constexpr int (\w+)\[\] = \{(.*)\};", text)
     return dict(re.findall(r"#define (\w+) (.*)", text)) | dict(tables)
 
 
@@ -62,8 +62,8 @@ def test_the_launches_of_the_reference_network() -> None:
     assert (REFERENCE.products, REFERENCE.threads, REFERENCE.tile, REFERENCE.resident) == ("tensor", 256, 256, 2)
     assert (REFERENCE.tiles, REFERENCE.rest, REFERENCE.rest_blocks) == (588, 1091, 5)
     assert (REFERENCE.stream_grid, REFERENCE.middle_blocks, REFERENCE.samples) == ((593, 1), 64, 1)
-    assert (REFERENCE.stream_shared, REFERENCE.middle_shared) == (37120, 9376)
-    assert REFERENCE.buffer_bytes == 4 * (588 * 64 * 30 + 64 * 30 + 64 * 1091 + 64)
+    assert (REFERENCE.stream_shared, REFERENCE.middle_shared) == (40960, 7216)
+    assert REFERENCE.buffer_bytes == 4 * (588 * 64 * 30 + 4 * 2 * 3 * 32 * 4 + 64 * 1091 + 64)
 
 
 def test_its_launches_without_tensor_cores() -> None:
@@ -135,7 +135,10 @@ def test_the_rest_lies_as_the_parameters_do(plan: CudaPlan) -> None:
 @given(plans(), st.integers(1, 10**6))
 def test_memory_is_a_function_of_batch_and_network_not_of_steps(plan: CudaPlan, other: int) -> None:
     assert plan.buffer_shapes["part"] == (plan.tiles, plan.batch_size, plan.units)
-    expected = plan.tiles * plan.batch_size * plan.units + plan.batch_size * plan.units
+    samples, units = -(-plan.batch_size // 16) * 16, plan.groups * -(-plan.group // 16) * 16
+    terms = 3 * samples * units // 2  # of two bytes each, where a number has four
+    d = terms if plan.products == "tensor" else plan.batch_size * plan.units
+    expected = plan.tiles * plan.batch_size * plan.units + d
     expected += plan.middle_blocks * (plan.rest + 1)
     assert plan.buffer_bytes == expected * plan.itemsize
     same = {name: getattr(plan, name) for name in ("stream_grid", "middle_blocks", "stream_shared", "middle_shared")}
@@ -149,9 +152,12 @@ def test_shared_memory_holds_what_the_kernels_lay_out(plan: CudaPlan) -> None:
     group, tile, threads, chunk = (names[name] for name in ("GROUP", "TILE", "THREADS", "CHUNK"))
     padded, tiles16, warps = -(-group // 8) * 8, -(-group // 16), threads // 32
     if plan.products == "tensor":
-        terms, sums = 4 * tiles16 * 3 * 32 * 16, warps * 32 * (16 * tiles16 + 4) * 4
-        assert plan.stream_shared >= max(terms, sums) + 64 * 4
-        assert names["WORK_SHARED"] % 16 == 0
+        terms, sums = 2 * 4 * tiles16 * 3 * 32 * 16, warps * 32 * (16 * tiles16 + 4) * 4
+        rows = max(plan.batch_size, plan.evaluated)
+        assert names["WORK_SHARED"] >= max(terms, sums)
+        assert names["ROWS_SHARED"] >= rows
+        assert plan.stream_shared == names["WORK_SHARED"] + 2 * 8 * names["ROWS_SHARED"]
+        assert names["WORK_SHARED"] % 16 == names["ROWS_SHARED"] % 16 == 0
     else:
         d, x, sums = chunk * padded, chunk * (tile + 4), warps * chunk * padded
         assert names["X_SHARED"] >= max(d, x, sums)
@@ -170,14 +176,15 @@ def test_the_rule_s_names_are_bound_in_the_order_of_the_table(name: str) -> None
     optimizer = kind({"W0": np.zeros((1, 1))}, 1e-3)
     plan, scalars = replace(REFERENCE, optimizer=kind), list(optimizer.advance())
     assert plan.scalars == scalars
-    text = plan.prelude()
+    text = plan.source()
     for k, scalar in enumerate(scalars):
-        assert f"const REAL {scalar} = numbers[{k}];" in text
+        assert f"const Number {scalar} = numbers[{k}];" in text
     for k, moment in enumerate(kind.moment_names):
-        assert f"REAL& {moment} = moment{k};" in text
+        assert f" Number {moment} = moment{k};" in text
+        assert f" moment{k} = plain({moment});" in text
     l2, shrink = f"numbers[{len(scalars)}]", f"numbers[{len(scalars) + 1}]"
-    assert f"if ({l2} != 0) g += {l2} * p;" in text
-    assert f"p *= {shrink};" in text
+    assert f"if ({l2} != 0) gradient += {l2} * parameter;" in text
+    assert f"parameter *= {shrink};" in text
     assert kind.kernel in text
     assert plan.numbers == len(scalars) + 2
     assert int(defined(plan)["MOMENTS"]) == len(kind.moment_names)
@@ -212,6 +219,7 @@ def test_a_source_needs_no_header_and_names_its_kernels(plan: CudaPlan) -> None:
     source = plan.source()
     assert "#include" not in source
     assert "\nPRODUCTS" not in source
+    assert "\nRULE" not in source
     assert source.count("tile_step(const SAMPLE") == 1
     assert re.findall(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(', source) == [
         "stream",

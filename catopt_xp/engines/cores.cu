@@ -8,6 +8,11 @@
 #define TILE_STRIDE (TILE + 4)  // rows in shared memory start four banks apart
 #define SUMMED 128  // samples that are summed in one go: over a large batch, the roundings would add up
 
+// What `middle` leaves of d, (batch, UNITS), of this block's samples.
+__device__ __forceinline__ void leave_d(const REAL* D, int first, int count, int batch, REAL* __restrict__ d) {
+    for (int e = threadIdx.x; e < count * UNITS; e += blockDim.x) d[(long long)first * UNITS + e] = D[e] * SCALE;
+}
+
 // g += whole, if that has begun; then the sum goes there and g begins anew, or it stays in g.
 __device__ __forceinline__ void add_up(REAL* whole, bool begun, bool goes_on, REAL (&g)[COLUMNS][GROUP]) {
 #pragma unroll

@@ -26,11 +26,11 @@ from catopt_xp.parameters import dtype_name
 Rows = NDArray[np.int64]
 
 CORES_THREADS, TENSOR_THREADS = 128, 256  # of a block of `stream`
-MIDDLE_THREADS = 512
+MIDDLE_THREADS = 576
 SUMMING_THREADS = 256  # of a block of `subtotals` and `join`
 MIDDLE_BLOCKS = 128  # at most; a block takes more samples of a larger batch
 MOST_GROUP = 32  # units of the first layer to a block: their gradients lie in registers
-SUBTREE = 16  # tiles that one thread adds
+SUBTREE = 32  # tiles that one thread adds
 CHUNK_STEPS = 32  # steps in a graph: what an interrupt waits for
 MOST_SHARED = 96 * 1024  # bytes of shared memory that every GPU from sm_80 on gives a block
 MOST_UNITS = 128  # of the first layer, beyond which whole products win
@@ -169,14 +169,19 @@ class CudaPlan:
     def work_shared(self) -> int:
         """Bytes of the room that d's terms and the warps' sums use in turn, with tensor cores."""
         m_tiles = -(-self.group // 16)
-        terms, sums = 64 // 16 * m_tiles * 3 * 32 * 16, self.threads // 32 * 32 * (16 * m_tiles + 4) * 4
+        terms, sums = 2 * 64 // 16 * m_tiles * 3 * 32 * 16, self.threads // 32 * 32 * (16 * m_tiles + 4) * 4
         return max(terms, sums)
+
+    @property
+    def rows_shared(self) -> int:
+        """Starts of rows, of a batch or of what is evaluated at a time, in shared memory, with tensor cores."""
+        return -(-max(self.batch_size, EVALUATED) // 16) * 16
 
     @property
     def stream_shared(self) -> int:
         """Bytes of shared memory of a block of `stream`."""
         if self.products == "tensor":
-            return self.work_shared + 4 * 64
+            return self.work_shared + 2 * 8 * self.rows_shared
         return (self._group_padded * (self.tile + 4) + self.x_shared) * self.itemsize + 4 * self.chunk
 
     @property
@@ -206,11 +211,18 @@ class CudaPlan:
         return max(1, min(EVALUATED, EVALUATED_NUMBERS // (self.tiles * self.units)))
 
     @property
+    def d_shape(self) -> tuple[int, ...]:
+        """Of what `middle` leaves for `stream`: d itself, or the terms that tensor cores take, by 16 samples."""
+        if self.products == "tensor":
+            return -(-self.batch_size // 16), self.groups * -(-self.group // 16), 3, 32, 4
+        return self.batch_size, self.units
+
+    @property
     def buffer_shapes(self) -> dict[str, tuple[int, ...]]:
         """What lies on the GPU besides the set, the parameters and their moments, in the network's dtype."""
         return {
             "part": (self.tiles, self.batch_size, self.units),
-            "d": (self.batch_size, self.units),
+            "d": self.d_shape,
             "gradients": (self.middle_blocks, self.rest),
             "block_losses": (self.middle_blocks,),
         }
@@ -254,6 +266,7 @@ class CudaPlan:
             "CHUNK": self.chunk,
             "X_SHARED": self.x_shared,
             "WORK_SHARED": self.work_shared,
+            "ROWS_SHARED": self.rows_shared,
             "ALIGNED": int(self.aligned and self.neuron_cnt[0] % 8 == 0),
             "UNITS": self.units,
             "GROUP": self.group,
@@ -271,6 +284,7 @@ class CudaPlan:
             **{name.upper(): kind for name, kind in KINDS.items()},
             "NONE": NONE,
             "WAITING": WAITING,
+            "LARGEST": "3.402823466e38f",
         }
         tables = {
             "WIDTH": self.widths,
@@ -280,23 +294,28 @@ class CudaPlan:
             "LEVEL_AT": list(accumulate(self.widths[:-1], initial=0)),
         }
         lines = [f"#define {name} {value}" for name, value in defines.items()]
-        lines += [f"__constant__ int {name}[] = {{{', '.join(map(str, x))}}};" for name, x in tables.items()]
-        return "\n".join(lines) + "\n" + self._rule()
+        lines += [f"__device__ constexpr int {name}[] = {{{', '.join(map(str, x))}}};" for name, x in tables.items()]
+        return "\n".join(lines) + "\n"
 
     def _rule(self) -> str:
         """The optimizer's own kernel text, with its names bound; l2 and weight decay are for weights alone."""
-        moments = "".join(f"REAL& {name} = moment{k}; " for k, name in enumerate(self.optimizer.moment_names))
-        scalars = "".join(f"const REAL {name} = numbers[{k}]; " for k, name in enumerate(self.scalars))
+        numbers = {name: f"numbers[{k}]" for k, name in enumerate(self.scalars)}
+        moments = {name: f"moment{k}" for k, name in enumerate(self.optimizer.moment_names)}
+        constants = "".join(f"const Number {name} = {value}; " for name, value in numbers.items())
+        variables = "".join(f"Number {name} = {value}; " for name, value in moments.items())
+        results = "".join(f" {value} = plain({name});" for name, value in moments.items())
         l2, shrink = (f"numbers[{len(self.scalars) + k}]" for k in (0, 1))
         return f"""
-__device__ __forceinline__ void rule(REAL& p, REAL g, REAL& moment0, REAL& moment1, const REAL* __restrict__ numbers,
-                                     bool decayed) {{
+__device__ __forceinline__ void rule(REAL& parameter, REAL gradient, REAL& moment0, REAL& moment1,
+                                     const REAL* __restrict__ numbers, bool decayed) {{
     if (decayed) {{
-        if ({l2} != 0) g += {l2} * p;  // 0 times a NaN is none
-        p *= {shrink};
+        if ({l2} != 0) gradient += {l2} * parameter;  // 0 times a NaN is none
+        parameter *= {shrink};
     }}
-    {moments}{scalars}
+    {constants}
+    Number p = parameter, g = gradient; {variables}
     {self.optimizer.kernel}
+    parameter = plain(p);{results}
 }}
 """
 
@@ -306,8 +325,10 @@ __device__ __forceinline__ void rule(REAL& p, REAL g, REAL& moment0, REAL& momen
             files("catopt_xp.engines").joinpath(f"{name}.cu").read_text(encoding="utf-8")
             for name in ("step", self.products)
         )
-        here = step.index("PRODUCTS")
-        return self.prelude() + step[:here] + products + step[step.index("\n", here) :]
+        for place, text in (("RULE", self._rule()), ("PRODUCTS", products)):
+            here = step.index(f"\n{place}") + 1
+            step = step[:here] + text + step[step.index("\n", here) :]
+        return self.prelude() + step
 
 
 def places(m: int, batch_size: int, drop_last: bool, goes_on: bool) -> NDArray[np.int32]:

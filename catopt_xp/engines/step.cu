@@ -2,7 +2,7 @@
 // `subtotals` and `join` add up products where `middle` does not: of several GPUs, and for an evaluation.
 //
 // What is compiled in comes before this text (`cuda_plan.py` writes it): REAL, the type of the network; SAMPLE, that of
-// the set; UNITS of the first layer, GROUP of them to a block; the optimizer's rule; the rest of the network as tables.
+// the set; UNITS of the first layer, GROUP of them to a block; the rest of the network as tables.
 //
 //   middle(k): products of batch k  ->  Z0, the rest of the net forward and backward, d = dZ0, gradients of the rest
 //   stream(k): d  ->  gradient, update and next product of the first layer, tile by tile; the update of the rest
@@ -12,8 +12,25 @@
 
 #ifdef CUDA_ON_CPU  // the tests' stand-in for a GPU
 #define DYNAMIC_SHARED(name) unsigned char* name = cuda_on_cpu::here.shared
+inline void prefetch(const void*) {}
+// As far off as a GPU's may be.
+inline float reciprocal(float x) { return float(1.00000012 / x); }
+inline float reciprocal_root(float x) { return float(1.00000013 / __builtin_sqrt(x)); }
 #else
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+__device__ __forceinline__ void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+
+__device__ __forceinline__ float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ float reciprocal_root(float x) {
+    float y;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 #endif
 
 struct alignas(16) Four {
@@ -25,9 +42,63 @@ struct Place {
     int now, n, next, following;
 };
 
+// A float in the optimizer's rule. Its quotients and roots are an approximation and one correction of it, within a little
+// more than half a unit in the last place; those of the language go a long way round for zeros and very small numbers,
+// which dead units have everywhere: half of a step's instructions.
+struct Quick {
+    float x;
+    __device__ Quick(float value) : x(value) {}
+    __device__ explicit operator bool() const { return x != 0; }
+    __device__ void operator+=(Quick other) { x += other.x; }
+    __device__ void operator-=(Quick other) { x -= other.x; }
+};
+
+__device__ __forceinline__ Quick operator+(Quick a, Quick b) { return a.x + b.x; }
+__device__ __forceinline__ Quick operator-(Quick a, Quick b) { return a.x - b.x; }
+__device__ __forceinline__ Quick operator*(Quick a, Quick b) { return a.x * b.x; }
+
+__device__ __forceinline__ Quick operator/(Quick a, Quick b) {
+    const float y = reciprocal(b.x), quotient = a.x * y, rest = fmaf(-quotient, b.x, a.x);
+    return fabs(rest) <= LARGEST ? fmaf(rest, y, quotient) : quotient;
+}
+
+__device__ __forceinline__ Quick sqrt(Quick a) {
+    const float y = reciprocal_root(a.x), root = a.x * y, rest = fmaf(-root, root, a.x);
+    return a.x == 0 || a.x > LARGEST ? a.x : fmaf(0.5f * y, rest, root);
+}
+
+template <class T>
+struct InRule {
+    using Number = T;
+};
+template <>
+struct InRule<float> {
+    using Number = Quick;
+};
+using Number = InRule<REAL>::Number;
+
+__device__ __forceinline__ float plain(Quick a) { return a.x; }
+__device__ __forceinline__ double plain(double a) { return a; }
+
+RULE  // here comes the optimizer's rule, which `cuda_plan.py` writes
+
 PRODUCTS  // here comes `cores.cu` or `tensor.cu`: what a block does with its tile
 
 // --- stream ---------------------------------------------------------------------------------------------------------
+
+// Asks for the weights of a tile, and for their moments: they are on their way while something else is done.
+__device__ __forceinline__ void prefetch_state(const REAL* W, const REAL* moment0, const REAL* moment1, long long n_x,
+                                               bool moments, int tile, int first_unit) {
+    const int numbers = 128 / sizeof(REAL), lines = TILE / numbers;
+    for (int e = threadIdx.x; e < GROUP * lines; e += THREADS) {
+        const int unit = first_unit + e / lines, column = tile * TILE + e % lines * numbers;
+        if (unit >= UNITS || column >= n_x) continue;
+        const long long at = unit * n_x + column;
+        prefetch(W + at);
+        if (MOMENTS > 0 && moments) prefetch(moment0 + at);
+        if (MOMENTS > 1 && moments) prefetch(moment1 + at);
+    }
+}
 
 // The update of the parameters behind W0, and the batch's loss, from what the blocks of `middle` left.
 __device__ __forceinline__ void update_rest(int i, int blocks, const REAL* __restrict__ numbers,
@@ -72,8 +143,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     }
 
     DYNAMIC_SHARED(memory);
-    tile_step(X, n_x, batch, rows, place, numbers, d, W, moment0, moment1, part, memory, blockIdx.x - REST_BLOCKS,
-              blockIdx.y * GROUP);
+    const int tiles = gridDim.x - REST_BLOCKS, turn = blockIdx.x - REST_BLOCKS, first_unit = blockIdx.y * GROUP;
+    const int tile = k % 2 ? tiles - 1 - turn : turn;  // to and fro: what was touched last is in the cache still
+    prefetch_state(W, moment0, moment1, n_x, place.n, tile, first_unit);
+    tile_step(X, n_x, batch, rows, place, numbers, d, W, moment0, moment1, part, memory, tile, first_unit);
 }
 
 // --- middle ---------------------------------------------------------------------------------------------------------
@@ -163,6 +236,7 @@ extern "C" __global__ void __launch_bounds__(MIDDLE_THREADS, 1)
         __syncthreads();
     }
 
+#pragma unroll
     for (int k = 1; k < LAYERS; k++) {
         const int width = WIDTH[k], inputs = WIDTH[k - 1];
         const REAL* before = A + SAMPLES * LEVEL_AT[k - 1];
@@ -170,6 +244,7 @@ extern "C" __global__ void __launch_bounds__(MIDDLE_THREADS, 1)
             const int s = e / width, o = e % width;
             const REAL* weights = parameters + W_AT[k] + o * inputs;
             REAL z = 0;
+#pragma unroll 32
             for (int i = 0; i < inputs; i++) z += weights[i] * before[s * inputs + i];
             A[SAMPLES * LEVEL_AT[k] + e] = activated(ACTIVATION[k], z + parameters[B_AT[k] + o]);
         }
@@ -183,12 +258,14 @@ extern "C" __global__ void __launch_bounds__(MIDDLE_THREADS, 1)
     __syncthreads();
     for (int e = threadIdx.x; e < count * OUTPUTS; e += blockDim.x) D[SAMPLES * LEVEL_AT[LAYERS - 1] + e] = logits[e];
     __syncthreads();
+#pragma unroll
     for (int k = LAYERS - 1; k > 0; k--) {
         const int width = WIDTH[k], inputs = WIDTH[k - 1];
         const REAL* after = D + SAMPLES * LEVEL_AT[k];
         for (int e = threadIdx.x; e < count * inputs; e += blockDim.x) {
             const int s = e / inputs, i = e % inputs;
             REAL dA = 0;
+#pragma unroll 32
             for (int o = 0; o < width; o++) dA += parameters[W_AT[k] + o * inputs + i] * after[s * width + o];
             const int at = SAMPLES * LEVEL_AT[k - 1] + e;
             D[at] = through(ACTIVATION[k - 1], dA, A[at]);
@@ -197,8 +274,9 @@ extern "C" __global__ void __launch_bounds__(MIDDLE_THREADS, 1)
     }
 
     // What other blocks need: d, the first layer's dZ times the pixels' scale; this block's share of the rest's gradient.
-    for (int e = threadIdx.x; e < count * UNITS; e += blockDim.x) d[(long long)first * UNITS + e] = D[e] * SCALE;
+    leave_d(D, first, count, batch, d);
     REAL* gradient = gradients + (long long)blockIdx.x * REST;
+#pragma unroll
     for (int k = 0; k < LAYERS; k++) {
         const int width = WIDTH[k], inputs = k ? WIDTH[k - 1] : 0;
         const REAL* dZ = D + SAMPLES * LEVEL_AT[k];

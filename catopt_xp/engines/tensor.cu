@@ -4,16 +4,18 @@
 // the products are those of float32, at the speed of bf16 by three. A warp has 32 features and the group's units, in tiles
 // of `mma.m16n8k16`: M the units; N the features (gradient) or the samples (product); K the samples or the features.
 //
-// Which feature stands for which column of a tile is ours to say: column n of tile j is feature 4n + j. Then a lane's
-// pixels lie side by side in memory, so do the 8 features of a unit of which it holds the gradient, and the updated weights
-// stay in the registers in which the next product wants them: nothing goes through shared memory but d and the sums.
+// Which feature stands for which column of a tile is ours to say: columns 2n and 2n + 1 of tile j are features 4n + j and
+// 16 + 4n + j. Then a lane's pixels lie side by side in memory, so do those features of a unit, in two fours, of which it
+// holds the gradient, and the updated weights stay in the registers in which the next product wants them: nothing goes
+// through shared memory but d and the sums. Four lanes side by side load and store 64 bytes in a row.
 
 #define WARPS (THREADS / 32)
 #define M_TILES ((GROUP + 15) / 16)
-#define D_CHUNK 64                      // samples whose d is split at a time
+#define D_CHUNK 64                      // samples whose d is in shared memory at a time
 #define Z_CHUNK 32                      // samples whose products are summed over the warps at a time
 #define Z_STRIDE (16 * M_TILES + 4)     // numbers between samples: a warp's stores fall on 32 banks
-#define D_WORDS (D_CHUNK / 16 * M_TILES * 3 * 32 * 4)
+#define GROUPS (UNITS / GROUP + (UNITS % GROUP != 0))
+#define STEP_WORDS (M_TILES * 3 * 32)   // of four terms each, d of 16 samples for a group of units
 
 struct alignas(16) Words {
     unsigned x[4];
@@ -66,7 +68,8 @@ inline unsigned bf16_pair(float low, float high) {
     return rounded(low) | rounded(high) << 16;
 }
 
-inline void prefetch(const REAL*) {}
+inline void copy_later(Words* to, const Words* from) { *to = *from; }
+inline void copies_done() {}
 #else
 __device__ __forceinline__ void mma(float (&c)[4], const Words& a, unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -80,7 +83,13 @@ __device__ __forceinline__ unsigned bf16_pair(float low, float high) {
     return pair;
 }
 
-__device__ __forceinline__ void prefetch(const REAL* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+// Copies to shared memory that go on meanwhile, until this thread waits for all that it has asked for.
+__device__ __forceinline__ void copy_later(Words* to, const Words* from) {
+    const unsigned at = unsigned(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 #endif
 
 // Two numbers as three pairs of bf16 terms.
@@ -99,133 +108,203 @@ __device__ __forceinline__ unsigned pixels(unsigned low, unsigned high, int j) {
     return __byte_perm(__float_as_uint(a), __float_as_uint(b), 0x7632);
 }
 
-// Four pixels from a column on; zeros beyond the last.
-__device__ __forceinline__ unsigned four_pixels(const SAMPLE* __restrict__ X, long long row, long long n_x, int column) {
-    const SAMPLE* at = X + row * n_x + column;
+// Four pixels, or as many as there are, then zeros.
+__device__ __forceinline__ unsigned four_pixels(const SAMPLE* at, int inside) {
 #if ALIGNED
-    return column < n_x ? *reinterpret_cast<const unsigned*>(at) : 0u;
+    return inside > 0 ? *reinterpret_cast<const unsigned*>(at) : 0u;
 #else
     unsigned word = 0;
 #pragma unroll
-    for (int j = 0; j < 4; j++) word |= column + j < n_x ? unsigned(at[j]) << (8 * j) : 0u;
+    for (int j = 0; j < 4; j++) word |= j < inside ? unsigned(at[j]) << (8 * j) : 0u;
     return word;
 #endif
 }
 
-// Four pixels of each of the rows 0, 1, 8 and 9 from here on: a lane's share of 16 samples.
-__device__ __forceinline__ void load_rows(const SAMPLE* __restrict__ X, const int* rows, long long n_x, int column,
-                                          unsigned (&x)[4]) {
+struct alignas(16) Starts {
+    long long x[2];
+};
+
+// Four pixels of each of the samples 0, 1, 8 and 9 from here on: a lane's share of 16. `at`: in the first row; `starts`:
+// where the samples' rows begin.
+__device__ __forceinline__ void load_samples(const SAMPLE* at, const long long* starts, int inside, unsigned (&x)[4]) {
 #pragma unroll
-    for (int q = 0; q < 4; q++) x[q] = four_pixels(X, rows[q % 2 + 8 * (q / 2)], n_x, column);
+    for (int q = 0; q < 2; q++) {
+        const Starts two = *reinterpret_cast<const Starts*>(starts + 8 * q);
+        x[2 * q] = four_pixels(at + two.x[0], inside), x[2 * q + 1] = four_pixels(at + two.x[1], inside);
+    }
 }
 
-// c += d X of this batch: c[mt][j] is a 16 x 8 tile of units and features.
-__device__ __forceinline__ void gradient(const SAMPLE* __restrict__ X, long long n_x, const int* __restrict__ rows, int n,
-                                         const REAL* __restrict__ d, int first_unit, int warp_start, Words* d_shared,
-                                         int* rows_shared, float (&c)[M_TILES][4][4]) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    unsigned* words = d_shared->x;
+// What `middle` leaves of d, of this block's samples: by 16 samples and 16 units the three terms, lane by lane as `mma`
+// wants them, and zeros where there is no sample or no unit.
+__device__ __forceinline__ void leave_d(const REAL* D, int first, int count, int batch, REAL* __restrict__ d) {
+    const int end = first + SAMPLES < batch ? first + SAMPLES : (batch + 15) / 16 * 16;
+    unsigned short* halves = reinterpret_cast<unsigned short*>(d);
+    for (int e = threadIdx.x; e < (end - first) * GROUPS * 16 * M_TILES; e += blockDim.x) {
+        const int u = e % (16 * M_TILES), group = e / (16 * M_TILES) % GROUPS, i = e / (16 * M_TILES) / GROUPS;
+        const int unit = group * GROUP + u, sample = first + i;
+        const float value = i < count && u < GROUP && unit < UNITS ? D[i * UNITS + unit] * SCALE : 0.0f;
+        const int lane = u % 8 * 4 + sample % 8 / 2, r = u % 16 / 8 + 2 * (sample % 16 / 8);
+        unsigned terms[3];
+        split(value, value, terms[0], terms[1], terms[2]);
+        unsigned short* to = halves + (sample / 16 * GROUPS + group) * (8LL * STEP_WORDS) + u / 16 * 768;
+#pragma unroll
+        for (int k = 0; k < 3; k++) to[256 * k + 8 * lane + 2 * r + sample % 2] = (unsigned short)(terms[k]);
+    }
+}
+
+// Asks for the d of D_CHUNK samples from `a` on.
+__device__ __forceinline__ void copy_d(const Words* __restrict__ d, int n, int a, Words* d_shared) {
+    const int steps = (min(D_CHUNK, n - a) + 15) / 16;
+    for (int e = threadIdx.x; e < steps * STEP_WORDS; e += THREADS)
+        copy_later(d_shared + a / D_CHUNK % 2 * (D_CHUNK / 16 * STEP_WORDS) + e,
+                   d + (a / 16 + e / STEP_WORDS) * (GROUPS * STEP_WORDS) + e % STEP_WORDS);
+}
+
+// c += d X of this batch: c[mt][j] is a 16 x 8 tile of units and features. The pixels and the d of D_CHUNK samples are on
+// their way while those before are used; of the first ones `copy_d` has been called.
+__device__ __forceinline__ void gradient(const SAMPLE* __restrict__ X, long long n_x, const long long* starts, int n,
+                                         const Words* __restrict__ d, int warp_start, Words* d_shared,
+                                         float (&c)[M_TILES][4][4]) {
+    const int lane = threadIdx.x % 32, column = warp_start + 4 * (lane / 8) + 16 * (lane / 4 % 2);
+    const int inside = int(n_x - column < 4 ? n_x - column : 4);
+    const SAMPLE* at = X + column;
+    starts += lane % 4 * 2;
+    unsigned x[D_CHUNK / 16][4];
+#pragma unroll
+    for (int step = 0; step < D_CHUNK / 16; step++)
+        if (16 * step < n) load_samples(at, starts + 16 * step, inside, x[step]);
     for (int a = 0; a < n; a += D_CHUNK) {
-        const int count = min(D_CHUNK, n - a), steps = (count + 15) / 16;
-        __syncthreads();  // the chunk before has been read
-        // Beyond the batch d is 0, so any row will do.
-        if (threadIdx.x < D_CHUNK) rows_shared[threadIdx.x] = rows[a + min(int(threadIdx.x), count - 1)];
-        for (int e = threadIdx.x; e < steps * M_TILES * 128; e += THREADS) {
-            const int r = e % 4, its_lane = e / 4 % 32, mt = e / 128 % M_TILES, step = e / 128 / M_TILES;
-            const int u = 16 * mt + its_lane / 4 + 8 * (r % 2), k = 16 * step + 2 * (its_lane % 4) + 8 * (r / 2);
-            const bool inside = u < GROUP && first_unit + u < UNITS;
-            const REAL* at = d + (long long)(a + k) * UNITS + first_unit + u;
-            const float low = inside && k < count ? at[0] : 0.0f, high = inside && k + 1 < count ? at[UNITS] : 0.0f;
-            unsigned* to = words + (step * M_TILES + mt) * 384 + 4 * its_lane + r;
-            split(low, high, to[0], to[128], to[256]);
-        }
-        __syncthreads();
-        unsigned x[4], next[4] = {};  // the next step's pixels are on their way while this one's are used
-        load_rows(X, rows_shared + 2 * t, n_x, warp_start + 4 * g, x);
-#pragma unroll 1
-        for (int step = 0; step < steps; step++) {
-            if (step + 1 < steps) load_rows(X, rows_shared + 16 * (step + 1) + 2 * t, n_x, warp_start + 4 * g, next);
+        copies_done();
+        __syncthreads();  // this chunk's d is there, and that of the one before has been read
+        if (a + D_CHUNK < n) copy_d(d, n, a + D_CHUNK, d_shared);
+        const Words* terms_here = d_shared + a / D_CHUNK % 2 * (D_CHUNK / 16 * STEP_WORDS) + lane;
+#pragma unroll
+        for (int step = 0; step < D_CHUNK / 16; step++) {
+            if (a + 16 * step >= n) break;
 #pragma unroll
             for (int mt = 0; mt < M_TILES; mt++) {
                 Words terms[3];
 #pragma unroll
-                for (int i = 0; i < 3; i++) terms[i] = d_shared[(step * M_TILES + mt) * 96 + 32 * i + lane];
+                for (int i = 0; i < 3; i++) terms[i] = terms_here[(step * M_TILES + mt) * 96 + 32 * i];
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
                     float sum[4] = {};  // from 0 each time: what a tensor core cuts off would add up beside a large sum
 #pragma unroll
                     for (int i = 2; i >= 0; i--)  // the small ones first
-                        mma(sum, terms[i], pixels(x[0], x[1], j), pixels(x[2], x[3], j));
+                        mma(sum, terms[i], pixels(x[step][0], x[step][1], j), pixels(x[step][2], x[step][3], j));
 #pragma unroll
                     for (int q = 0; q < 4; q++) c[mt][j][q] += sum[q];
                 }
             }
-#pragma unroll
-            for (int q = 0; q < 4; q++) x[q] = next[q];
+            const int ahead = a + D_CHUNK + 16 * step;
+            if (ahead < n) load_samples(at, starts + ahead, inside, x[step]);
         }
     }
 }
 
-// 8 numbers from a column on, or as many as there are; the others are left as they are.
-__device__ __forceinline__ void load8(const REAL* __restrict__ at, int inside, REAL (&x)[8]) {
-#if ALIGNED
-    const Four low = *reinterpret_cast<const Four*>(at), high = *reinterpret_cast<const Four*>(at + 4);
+// What a lane holds of one unit: two fours of the weights and of their moments.
+struct State {
+    REAL p[8], first[8], second[8];
+};
+
+// The state of a tile: rows of W and its moments, where this lane's part of a row begins, and how many numbers of either
+// four there are.
+struct Rows {
+    REAL *W, *moment0, *moment1;
+    long long n_x;
+    int first_unit, column, inside[2];
+
+    __device__ __forceinline__ bool has(int u) const { return u < GROUP && first_unit + u < UNITS; }
+
+    __device__ __forceinline__ bool has(int u, int q) const {
+        return has(u) && (ALIGNED ? inside[q / 4] > 0 : inside[q / 4] > q % 4);
+    }
+
+    // Where there is nothing, 0 or any number.
+    __device__ __forceinline__ void load8(const REAL* from, int u, REAL (&x)[8]) const {
+        const long long at = has(u) ? (first_unit + u) * n_x + column : 0;
 #pragma unroll
-    for (int q = 0; q < 4; q++) x[q] = low.x[q], x[q + 4] = high.x[q];
+        for (int f = 0; f < 2; f++) {
+#if ALIGNED
+            const Four four = *reinterpret_cast<const Four*>(from + (inside[f] > 0 ? at + 16 * f : 0));
+#pragma unroll
+            for (int q = 0; q < 4; q++) x[4 * f + q] = four.x[q];
 #else
 #pragma unroll
-    for (int q = 0; q < 8; q++)
-        if (q < inside) x[q] = at[q];
+            for (int q = 0; q < 4; q++) x[4 * f + q] = has(u, 4 * f + q) ? from[at + 16 * f + q] : REAL(0);
 #endif
-}
-
-__device__ __forceinline__ void store8(REAL* __restrict__ at, int inside, const REAL (&x)[8]) {
-#if ALIGNED
-    *reinterpret_cast<Four*>(at) = {x[0], x[1], x[2], x[3]};
-    *reinterpret_cast<Four*>(at + 4) = {x[4], x[5], x[6], x[7]};
-#else
-#pragma unroll
-    for (int q = 0; q < 8; q++)
-        if (q < inside) at[q] = x[q];
-#endif
-}
-
-// The rule on what this lane holds; c becomes the fresh weights, 0 where there are none.
-__device__ __forceinline__ void update(REAL* __restrict__ W, REAL* __restrict__ moment0, REAL* __restrict__ moment1,
-                                       long long n_x, const REAL* __restrict__ numbers, bool updates, int first_unit,
-                                       int warp_start, float (&c)[M_TILES][4][4]) {
-    const int lane = threadIdx.x % 32, g = lane / 4, column = warp_start + 8 * (lane % 4);
-    const int inside = column < n_x ? int(n_x - column < 8 ? n_x - column : 8) : 0;
-#pragma unroll
-    for (int mt = 0; mt < M_TILES; mt++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int u = 16 * mt + 8 * half + g;
-            REAL p[8] = {}, first[8] = {}, second[8] = {};
-            if (inside && u < GROUP && first_unit + u < UNITS) {
-                const long long at = (first_unit + u) * n_x + column;
-                load8(W + at, inside, p);
-                if (updates) {
-                    if (MOMENTS > 0) load8(moment0 + at, inside, first);
-                    if (MOMENTS > 1) load8(moment1 + at, inside, second);
-#pragma unroll
-                    for (int q = 0; q < 8; q++)
-                        rule(p[q], c[mt][q % 4][2 * half + q / 4], first[q], second[q], numbers, true);
-                    store8(W + at, inside, p);
-                    if (MOMENTS > 0) store8(moment0 + at, inside, first);
-                    if (MOMENTS > 1) store8(moment1 + at, inside, second);
-                }
-            }
-#pragma unroll
-            for (int q = 0; q < 8; q++) c[mt][q % 4][2 * half + q / 4] = q < inside ? p[q] : 0.0f;
         }
+    }
+
+    __device__ __forceinline__ void store8(REAL* to, int u, const REAL (&x)[8]) const {
+        if (!has(u)) return;
+        REAL* at = to + (first_unit + u) * n_x + column;
+#pragma unroll
+        for (int f = 0; f < 2; f++) {
+#if ALIGNED
+            const REAL* four = x + 4 * f;
+            if (inside[f] > 0) *reinterpret_cast<Four*>(at + 16 * f) = {four[0], four[1], four[2], four[3]};
+#else
+#pragma unroll
+            for (int q = 0; q < 4; q++)
+                if (q < inside[f]) at[16 * f + q] = x[4 * f + q];
+#endif
+        }
+    }
+
+    __device__ __forceinline__ void load(int u, bool moments, State& state) const {
+        load8(W, u, state.p);
+        if (MOMENTS > 0 && moments) load8(moment0, u, state.first);
+        if (MOMENTS > 1 && moments) load8(moment1, u, state.second);
+    }
+
+    __device__ __forceinline__ void store(int u, const State& state) const {
+        store8(W, u, state.p);
+        if (MOMENTS > 0) store8(moment0, u, state.first);
+        if (MOMENTS > 1) store8(moment1, u, state.second);
+    }
+};
+
+// The rule on what this lane holds; c becomes the fresh weights, 0 where there are none. `next`: the state of the first
+// unit, which is on its way; of each further one it is while the one before is updated.
+__device__ __forceinline__ void update(const Rows& rows, const REAL* __restrict__ numbers, bool updates, State& next,
+                                       float (&c)[M_TILES][4][4]) {
+    const int g = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int k = 0; k < 2 * M_TILES; k++) {
+        const int mt = k / 2, half = k % 2, u = 8 * k + g;
+        State state = next;
+        if (k + 1 < 2 * M_TILES) rows.load(u + 8, updates, next);
+        if (updates) {
+#pragma unroll
+            for (int q = 0; q < 8; q++)
+                rule(state.p[q], c[mt][q % 4][2 * half + q / 4], state.first[q], state.second[q], numbers, true);
+            rows.store(u, state);
+        }
+#pragma unroll
+        for (int q = 0; q < 8; q++)
+            c[mt][q % 4][2 * half + q / 4] = rows.has(u, q) ? state.p[q] : 0.0f;
+    }
 }
 
-// part[tile] = X W' of the batch that follows: each warp its own features, then a tree over the warps.
-__device__ __forceinline__ void product(const SAMPLE* __restrict__ X, long long n_x, const int* __restrict__ rows, int n,
-                                        int first_unit, int warp_start, const float (&c)[M_TILES][4][4], float* sums,
-                                        int* rows_shared, REAL* __restrict__ part) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+// The pixels of 16 samples: of samples g and g + 8 this lane's two fours.
+__device__ __forceinline__ void load_pair(const SAMPLE* at, const long long* starts, const int (&inside)[2],
+                                          unsigned (&x)[2][2]) {
+#pragma unroll
+    for (int q = 0; q < 2; q++)
+#pragma unroll
+        for (int f = 0; f < 2; f++) x[q][f] = four_pixels(at + starts[8 * q] + 16 * f, inside[f]);
+}
+
+// part[tile] = X W' of the batch that follows: each warp its own features, then a tree over the warps. `x`: the pixels of
+// the first Z_CHUNK samples; `at` and `starts`: where this lane finds those of the others.
+__device__ __forceinline__ void product(const SAMPLE* at, const long long* starts, const int (&inside)[2], int n,
+                                        int first_unit, const float (&c)[M_TILES][4][4], float* sums,
+                                        unsigned (&x)[Z_CHUNK / 16][2][2], REAL* __restrict__ part) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    float* mine = sums + (warp * Z_CHUNK + lane % 4 * 2) * Z_STRIDE + lane / 4;
+    const int u = threadIdx.x % (16 * M_TILES), first = threadIdx.x / (16 * M_TILES), apart = THREADS / (16 * M_TILES);
+    const bool there = u < GROUP && first_unit + u < UNITS;
     Words w[M_TILES][2][3];  // the tiles j = 2s and 2s + 1 side by side are the fragment of K-step s
 #pragma unroll
     for (int mt = 0; mt < M_TILES; mt++)
@@ -238,35 +317,36 @@ __device__ __forceinline__ void product(const SAMPLE* __restrict__ X, long long 
                 split(tile[2 * (r % 2)], tile[2 * (r % 2) + 1], to[0].x[r], to[1].x[r], to[2].x[r]);
             }
     for (int a = 0; a < n; a += Z_CHUNK) {
-        const int count = min(Z_CHUNK, n - a);
         __syncthreads();  // what was here before has been read
-        if (threadIdx.x < Z_CHUNK) rows_shared[threadIdx.x] = rows[a + min(int(threadIdx.x), count - 1)];
+#pragma unroll
+        for (int p = 0; p < Z_CHUNK / 16; p++) {
+            if (a + 16 * p >= n) break;
+            float z[2][M_TILES][4] = {};
+#pragma unroll
+            for (int i = 2; i >= 0; i--)
+#pragma unroll
+                for (int s = 0; s < 2; s++)
+#pragma unroll
+                    for (int q = 0; q < 2; q++)
+#pragma unroll
+                        for (int mt = 0; mt < M_TILES; mt++)
+                            mma(z[q][mt], w[mt][s][i], pixels(x[p][q][0], x[p][q][1], 2 * s),
+                                pixels(x[p][q][0], x[p][q][1], 2 * s + 1));
+#pragma unroll
+            for (int q = 0; q < 2; q++)
+#pragma unroll
+                for (int mt = 0; mt < M_TILES; mt++)
+#pragma unroll
+                    for (int k = 0; k < 4; k++)
+                        mine[(16 * p + 8 * q + k % 2) * Z_STRIDE + 16 * mt + 8 * (k / 2)] = z[q][mt][k];
+            const int ahead = a + Z_CHUNK + 16 * p;
+            if (ahead < n) load_pair(at, starts + ahead, inside, x[p]);
+        }
         __syncthreads();
-        unsigned low[Z_CHUNK / 8], high[Z_CHUNK / 8];
 #pragma unroll
-        for (int q = 0; q < Z_CHUNK / 8; q++)
-            if (8 * q < count) {
-                low[q] = four_pixels(X, rows_shared[8 * q + g], n_x, warp_start + 8 * t);
-                high[q] = four_pixels(X, rows_shared[8 * q + g], n_x, warp_start + 8 * t + 4);
-            }
-#pragma unroll
-        for (int q = 0; q < Z_CHUNK / 8; q++)
-            if (8 * q < count) {
-#pragma unroll
-                for (int mt = 0; mt < M_TILES; mt++) {
-                    float z[4] = {};
-#pragma unroll
-                    for (int i = 2; i >= 0; i--)
-#pragma unroll
-                        for (int s = 0; s < 2; s++)
-                            mma(z, w[mt][s][i], pixels(low[q], high[q], 2 * s), pixels(low[q], high[q], 2 * s + 1));
-                    float* to = sums + (warp * Z_CHUNK + 8 * q + 2 * t) * Z_STRIDE + 16 * mt + g;
-                    to[0] = z[0], to[Z_STRIDE] = z[1], to[8] = z[2], to[Z_STRIDE + 8] = z[3];
-                }
-            }
-        __syncthreads();
-        for (int e = threadIdx.x; e < count * 16 * M_TILES; e += THREADS) {
-            const int i = e / (16 * M_TILES), u = e % (16 * M_TILES);
+        for (int k = 0; k < Z_CHUNK / apart; k++) {
+            const int i = first + k * apart;
+            if (a + i >= n) break;
             float whole[WARPS];
 #pragma unroll
             for (int k = 0; k < WARPS; k++) whole[k] = sums[(k * Z_CHUNK + i) * Z_STRIDE + u];
@@ -274,7 +354,7 @@ __device__ __forceinline__ void product(const SAMPLE* __restrict__ X, long long 
             for (int step = 1; step < WARPS; step *= 2)
 #pragma unroll
                 for (int k = 0; k + step < WARPS; k += 2 * step) whole[k] += whole[k + step];
-            if (u < GROUP && first_unit + u < UNITS) part[(long long)(a + i) * UNITS + first_unit + u] = whole[0];
+            if (there) part[(long long)(a + i) * UNITS + first_unit + u] = whole[0];
         }
     }
 }
@@ -284,22 +364,40 @@ __device__ __forceinline__ void tile_step(const SAMPLE* __restrict__ X, long lon
                                           const REAL* __restrict__ d, REAL* __restrict__ W, REAL* __restrict__ moment0,
                                           REAL* __restrict__ moment1, REAL* __restrict__ part, unsigned char* memory,
                                           int tile, int first_unit) {
-    float* sums = reinterpret_cast<float*>(memory);            // d's terms and the sums use one room in turn
-    int* rows_shared = reinterpret_cast<int*>(memory + WORK_SHARED);
-    const int warp_start = tile * TILE + threadIdx.x / 32 * 32;
+    Words* d_shared = reinterpret_cast<Words*>(memory);  // d's terms and the sums use one room in turn
+    float* sums = reinterpret_cast<float*>(memory);
+    long long* starts_now = reinterpret_cast<long long*>(memory + WORK_SHARED);
+    long long* starts_next = starts_now + ROWS_SHARED;
+    const int lane = threadIdx.x % 32, warp_start = tile * TILE + threadIdx.x / 32 * 32;
+    const bool updates = place.n > 0;
 
-    // The state is on its way from memory while the gradient is made.
-    if (place.n && threadIdx.x % 4 == 0 && warp_start < n_x)
-        for (int u = threadIdx.x % 32 / 4; u < GROUP && first_unit + u < UNITS; u += 8) {
-            const long long at = (first_unit + u) * n_x + warp_start;
-            prefetch(W + at);
-            if (MOMENTS > 0) prefetch(moment0 + at);
-            if (MOMENTS > 1) prefetch(moment1 + at);
-        }
+    const Words* terms = reinterpret_cast<const Words*>(d) + first_unit / GROUP * STEP_WORDS;
+    if (updates) copy_d(terms, place.n, 0, d_shared);
+    // Beyond a batch, d is 0 or nobody looks at the product, so any row will do.
+#pragma unroll 1
+    for (int e = threadIdx.x; e < (place.n + 15) / 16 * 16; e += THREADS)
+        starts_now[e] = rows[place.now + min(e, place.n - 1)] * n_x;
+#pragma unroll 1
+    for (int e = threadIdx.x; e < (place.following + 15) / 16 * 16; e += THREADS)
+        starts_next[e] = rows[place.next + min(e, place.following - 1)] * n_x;
+    __syncthreads();
 
     float c[M_TILES][4][4] = {};
-    gradient(X, n_x, rows + place.now, place.n, d, first_unit, warp_start, reinterpret_cast<Words*>(memory), rows_shared, c);
-    update(W, moment0, moment1, n_x, numbers, place.n > 0, first_unit, warp_start, c);
-    product(X, n_x, rows + place.next, place.following, first_unit, warp_start, c, sums, rows_shared,
-            part + (long long)tile * batch * UNITS);
+    gradient(X, n_x, starts_now, place.n, terms, warp_start, d_shared, c);
+    Rows state{W, moment0, moment1, n_x, first_unit, warp_start + 4 * (lane % 4), {}};
+#pragma unroll
+    for (int f = 0; f < 2; f++) {
+        const long long left = n_x - state.column - 16 * f;
+        state.inside[f] = int(left < 4 ? left : 4);
+    }
+    State first;
+    state.load(lane / 4, updates, first);
+    const SAMPLE* at = X + state.column;
+    starts_next += lane / 4;
+    unsigned x[Z_CHUNK / 16][2][2];
+#pragma unroll
+    for (int p = 0; p < Z_CHUNK / 16; p++)
+        if (16 * p < place.following) load_pair(at, starts_next + 16 * p, state.inside, x[p]);
+    update(state, numbers, updates, first, c);
+    product(at, starts_next, state.inside, place.following, first_unit, c, sums, x, part + (long long)tile * batch * UNITS);
 }

@@ -94,6 +94,7 @@ FLOAT_AND_DOUBLE(sqrt)
 FLOAT_AND_DOUBLE(tanh)
 #undef FLOAT_AND_DOUBLE
 
+inline float fmaf(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline unsigned __float_as_uint(float x) { return __builtin_bit_cast(unsigned, x); }
