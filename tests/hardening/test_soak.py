@@ -117,6 +117,7 @@ def test_a_long_run_holds_no_more_at_its_end_than_at_its_beginning(
 
 
 @pytest.mark.gpu
+@long_form
 def test_a_long_run_on_a_gpu_holds_no_more_at_its_end(folder: Path, record: Callable[..., None]) -> None:
     try:
         backend = get_backend("cuda", strict_device=True)
