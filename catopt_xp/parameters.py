@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from catopt_xp.backend import Array, Backend, backend_of
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -68,7 +70,7 @@ def layer_shapes(neuron_cnt: list[int]) -> dict[str, tuple[int, ...]]:
 
 
 def check_matches(source: Mapping[str, Any], shapes: Shapes, what: str) -> None:
-    """Raises ValueError, naming the key, unless `source` has exactly the names and shapes of `shapes`.
+    """Raises ValueError, naming the key, unless `source` has exactly the names and shapes of `shapes`, nothing masked.
 
     TypeError for what is no array of real numbers.
 
@@ -87,6 +89,9 @@ def check_matches(source: Mapping[str, Any], shapes: Shapes, what: str) -> None:
             raise ValueError(f"{what}: {name} has shape {tuple(array.shape)}, expected {tuple(shape)}")
         if not is_real(array):
             raise TypeError(f"{what}: {name} holds {dtype_name(array)}; give real numbers")
+        if np.ma.is_masked(array):
+            told = "has masked values, which are no numbers: fill them first, as x.filled(0) does"
+            raise ValueError(f"{what}: {name} {told}")
     for name in source:
         if name not in shapes:
             raise ValueError(f"{what}: {name} is not a parameter here (expected {', '.join(shapes)})")
@@ -155,18 +160,12 @@ class Parameters(Mapping[str, Array]):
                 self.flat[...] = self._here(source.flat)
                 return
             # All, before any is copied.
-            values = {name: self._named(f"{what}: {name}", source[name]) for name in self._views}
+            values = {name: self._here(source[name]) for name in self._views}
             for name, view in self._views.items():
                 view[...] = values[name]
 
     def _here(self, value: Any) -> Array:
         return self.backend.asarray(value, dtype=self.flat.dtype)
-
-    def _named(self, name: str, value: Any) -> Array:
-        try:
-            return self._here(value)
-        except ValueError as error:  # masked values
-            raise ValueError(f"{name}: {error}") from error
 
     def __getitem__(self, name: str) -> Array:
         return self._views[name]

@@ -245,6 +245,17 @@ def test_a_full_disk_at_the_figure_comes_after_what_is_there(
     assert told == f"could not write {folder / 'model_history.png'}: No space left on device"
 
 
+@pytest.mark.parametrize("words", [(), ("--no-figure",)])
+def test_no_figure_leaves_out_the_figure_alone(
+    words: tuple[str, ...], arrays: Path, folder: Path, figures: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(arrays, folder, *words) == 0
+    drawn = {"model_history.png"} - ({"model_history.png"} if words else set())
+    left = {file.name for file in folder.iterdir()}
+    assert left == {"model_latest.npz", "model_history.json", "model_history.csv"} | drawn
+    assert ("figure:" in capsys.readouterr().out) == bool(drawn)
+
+
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_without_matplotlib_a_line_says_what_to_install(
     arrays: Path, folder: Path, figures: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -93,14 +93,8 @@ def most_registers(variant: CudaPlan) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "architecture"),
-    [  # each text for one of them, in turn, and those of Adam for both; the rest when long tests are asked for
-        pytest.param(name, arch, marks=[] if "adam" in name or (k + arch // 10) % 2 == 0 else pytest.mark.long)
-        for k, name in enumerate(VARIANTS)
-        for arch in ARCHITECTURES
-    ],
-)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_compiles_without_spills_within_its_registers(name: str, architecture: int) -> None:
     kernels, code = compiled(name, architecture)
     assert set(kernels) == set(KERNELS)

@@ -67,7 +67,7 @@ def test_a_launcher_is_known_by_what_it_leaves_in_the_environment(names: str) ->
 # --- the same bits ------------------------------------------------------------------------------------------------
 
 RUNS = """
-import hashlib
+import hashlib, sys
 import numpy as np
 from panel_runs import OPTIONS
 import catopt_xp
@@ -77,8 +77,11 @@ def digest(arrays):
     return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)).hexdigest()
 
 found = {}
-for k, name in enumerate(OPTIONS):
-    n_x = (4 * 1024, 9 * 1024 + 5, 6000)[(k + k // 3) % 3]  # with every type of numbers and batch size below
+features = (4 * 1024, 9 * 1024 + 5, 6000)
+runs = [(n_x, name) for n_x in features for name in OPTIONS]
+if sys.argv[1] == "few":  # every option once, with every number of features each type of numbers and batch size below
+    runs = [(features[(k + k // 3) % 3], name) for k, name in enumerate(OPTIONS)]
+for k, (n_x, name) in enumerate(runs):
     optimizer, options = OPTIONS[name]
     rng = np.random.default_rng(k)
     m, kind = 23, ("uint8", "float32", "float64")[k % 3]
@@ -102,17 +105,18 @@ say(found)
 
 
 @cache
-def bits(ranks: int) -> list[dict[str, list[str]]]:
-    """Digests of weights and moments, and the curves, of every run, on each rank."""
-    said: list[dict[str, list[str]]] = answers(ranks, RUNS)
+def bits(ranks: int, runs: str) -> list[dict[str, list[str]]]:
+    """Digests of weights and moments, and the curves, of every run, on each rank; `runs`: few or many."""
+    said: list[dict[str, list[str]]] = answers(ranks, RUNS, runs)
     return said
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_every_optimizer_has_the_bits_of_one_process_on_every_rank(ranks: int) -> None:
-    (one,) = bits(1)
-    assert len(one) >= 15
-    for rank, found in enumerate(bits(ranks)):
+@pytest.mark.parametrize(("runs", "count"), [("few", 15), pytest.param("many", 45, marks=pytest.mark.long)])
+def test_every_optimizer_has_the_bits_of_one_process_on_every_rank(runs: str, count: int, ranks: int) -> None:
+    (one,) = bits(1, runs)
+    assert len(one) >= count
+    for rank, found in enumerate(bits(ranks, runs)):
         assert found == one, f"rank {rank}"
 
 
@@ -122,14 +126,12 @@ TRAIN = ["-m", "catopt_xp", "train", "--img-shape", "48x48", "--train-size", "20
 TRAIN += ["--batch-size", "8", "--hidden", "6,4", "--print-interval", "1"]
 
 
-def trained(folder: Path, ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
+def trained(folder: Path, ranks: int, *words: str, figure: bool = False) -> subprocess.CompletedProcess[str]:
     """Seven panels of drawings, trained into a folder."""
-    return run(ranks, [*TRAIN, "--distributed", "--save-dir", str(folder), *words])
-
-
-def quickly_trained(folder: Path, ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
-    """The same without a figure."""
-    return trained(folder, ranks, "--no-figure", *words)
+    return run(
+        ranks,
+        [*TRAIN, "--distributed", "--save-dir", str(folder), *words, *([] if figure else ["--no-figure"])],
+    )
 
 
 def assert_same_checkpoint(ours: Path, theirs: Path) -> None:
@@ -146,7 +148,7 @@ def assert_same_checkpoint(ours: Path, theirs: Path) -> None:
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
-    assert quickly_trained(folder, 1, "--epochs", "4").returncode == 0
+    assert trained(folder, 1, "--epochs", "4").returncode == 0
     return folder
 
 
@@ -155,16 +157,16 @@ def test_the_checkpoint_of_ranks_is_that_of_one_process_and_goes_on_anywhere(
     ranks: int, one_process: Path, tmp_path: Path
 ) -> None:
     half, whole, alone = (tmp_path / name for name in ("half", "whole", "alone"))
-    assert quickly_trained(half, ranks, "--epochs", "2", "--quiet").returncode == 0
+    assert trained(half, ranks, "--epochs", "2", "--quiet").returncode == 0
     latest = str(half / "model_latest.npz")
-    assert quickly_trained(whole, ranks, "--epochs", "4", "--recover-from", latest).returncode == 0
-    assert quickly_trained(alone, 1, "--epochs", "4", "--recover-from", latest).returncode == 0
+    assert trained(whole, ranks, "--epochs", "4", "--recover-from", latest).returncode == 0
+    assert trained(alone, 1, "--epochs", "4", "--recover-from", latest).returncode == 0
     assert_same_checkpoint(whole, one_process)
     assert_same_checkpoint(alone, one_process)
 
 
 def test_the_first_rank_alone_prints_and_writes(tmp_path: Path) -> None:
-    done = trained(tmp_path / "runs", 3, "--epochs", "2")
+    done = trained(tmp_path / "runs", 3, "--epochs", "2", figure=True)
     assert done.returncode == 0
     assert done.stdout.count("catopt_xp 0") == 1
     assert "engine panels (each of 3 ranks its panels)" in done.stdout

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ import pytest
 
 from catopt_xp.files import write_whole
 from catopt_xp.machine import cpu_model
+
+if sys.platform != "win32":
+    import fcntl
 
 RESULTS = Path(__file__).parent / "results" / "long_tests.json"
 
@@ -38,13 +42,23 @@ def record(request: pytest.FixtureRequest) -> Callable[..., None]:
             "numpy": np.__version__,
         }
         test = request.node.nodeid.removeprefix("tests/hardening/")
-        lock = os.open(RESULTS.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two workers of pytest-xdist may record at the same time
+        with alone():
             records = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
             text = json.dumps(dict(sorted((records | {test: where | found}).items())), indent=2) + "\n"
             write_whole(RESULTS, lambda file: file.write(text.encode()))
-        finally:
-            os.close(lock)
 
     return write
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """No other worker of pytest-xdist records inside; on Windows, where folders are not locked, give it one worker."""
+    if sys.platform == "win32":
+        yield
+        return
+    lock = os.open(RESULTS.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

@@ -133,8 +133,7 @@ def test_a_file_that_is_cut_at_any_byte_leaves_that_of_before(
         path.unlink(missing_ok=True)
         write(path)
         assert path.read_bytes() == whole
-    if every == 1:
-        record(file=name, bytes=len(whole), tried=2 * len(limits), broke=0)
+    record(file=name, bytes=len(whole), tried=2 * len(limits), broke=0)
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
@@ -151,8 +150,7 @@ def test_a_figure_that_is_cut_leaves_that_of_before(kind: str, times: int, tmp_p
         with largest_file(limit):
             refused(partial(finished, figure), path, "File too large")
         assert content(tmp_path) == {path.name: b"what was there"}, limit
-    if times > 4:
-        record(file=path.name, bytes=size, tried=len(limits), broke=0)
+    record(file=path.name, bytes=size, tried=len(limits), broke=0)
 
 
 # --- logs that grow ---------------------------------------------------------------------------------------------------
@@ -419,9 +417,7 @@ def alone() -> dict[str, str]:
     ("case", "step"),
     [*SHORT.items(), *(pytest.param(*pair, marks=pytest.mark.long) for pair in LONG.items())],
 )
-def test_a_command_on_a_disk_with_any_space_left(
-    case: str, step: int, tmp_path: Path, request: pytest.FixtureRequest, record: Record
-) -> None:
+def test_a_command_on_a_disk_with_any_space_left(case: str, step: int, tmp_path: Path, record: Record) -> None:
     command = [*namespace(), sys.executable, str(TESTS / "small_disk.py"), str(tmp_path), case, str(step)]
     done = subprocess.run(command, capture_output=True, text=True, env=alone(), check=False)
     assert done.returncode == 0, done.stderr
@@ -431,5 +427,4 @@ def test_a_command_on_a_disk_with_any_space_left(
     if found["ended"].get("status 1", 0) == 0:
         assert case.startswith("cache")
     assert found["ended"]["status 0"] > 0, "there was never enough space: nothing was seen"
-    if request.node.get_closest_marker("long"):
-        record(**found, pages_between=step)
+    record(**found, pages_between=step)

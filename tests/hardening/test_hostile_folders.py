@@ -244,8 +244,7 @@ def test_empty_files_without_number_are_refused_soon_and_in_a_line(
         assert len(text) < 20_000
         assert data.train_X.shape[1] == 2
     assert seconds["refused"] < 5.0 + count / 2_000
-    if count > 2_000:
-        record(files=count, seconds={what: round(spent, 1) for what, spent in seconds.items()})
+    record(files=count, seconds={what: round(spent, 1) for what, spent in seconds.items()})
 
 
 def test_a_set_of_one_class_is_refused_or_trained(tmp_path: Path) -> None:

@@ -163,8 +163,7 @@ def test_a_comparison_killed_again_and_again_ends_with_the_same_results(
             one, other = json.loads(file.read_text()), json.loads((folder / file.name).read_text())
             assert without_times(one) == without_times(other)
         comparisons += 1
-    if times == LONG:
-        record(kills=kills, comparisons=comparisons, half_written_files=half_written, broke=0)
+    record(kills=kills, comparisons=comparisons, half_written_files=half_written, broke=0)
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
@@ -225,8 +224,7 @@ def test_a_killed_writer_of_the_cache_leaves_none_or_a_whole_one(
     serving.finish(words)
     assert file.read_bytes() == expected
     assert list(cache.iterdir()) == [file]
-    if times > 10:
-        record(kills=kills, whole_caches=whole, half_written_files=half_written, broke=0)
+    record(kills=kills, whole_caches=whole, half_written_files=half_written, broke=0)
 
 
 def paint(folder: Path, size: int) -> None:

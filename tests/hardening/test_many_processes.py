@@ -108,8 +108,7 @@ def test_one_cache_is_filled_by_several_at_once(
         for number in range(size):
             file = folder / str(number) / "model_latest.npz"
             assert_same_checkpoint(file, tmp_path / "straight" / file.name)
-    if rounds > 10:
-        record(rounds=rounds, processes=size, broke=0)
+    record(rounds=rounds, processes=size, broke=0)
 
 
 def test_several_that_train_into_one_folder_leave_whole_files_and_are_told(
@@ -137,8 +136,7 @@ def test_several_that_train_into_one_folder_leave_whole_files_and_are_told(
         known = {latest.name, previous.name, "model_history.json", "model_history.csv"}
         assert {file.name for file in folder.iterdir()} <= known
     assert warned >= rounds * (size - 1)  # all but the one that came first, at least
-    if rounds > 10:
-        record(rounds=rounds, processes=size, told=warned, broke=0)
+    record(rounds=rounds, processes=size, told=warned, broke=0)
 
 
 def test_several_that_compare_in_one_folder_end_with_the_same_results(
@@ -158,8 +156,7 @@ def test_several_that_compare_in_one_folder_end_with_the_same_results(
         for file in straight.glob("*.json"):
             one, other = json.loads(file.read_text()), json.loads((folder / file.name).read_text())
             assert without_times(one) == without_times(other)
-    if rounds > 10:
-        record(rounds=rounds, processes=size, broke=0)
+    record(rounds=rounds, processes=size, broke=0)
 
 
 def seed_of(checkpoint: Path) -> int:

@@ -84,8 +84,7 @@ def test_unlike_processes_give_the_same_bits(processes: int, tmp_path: Path, rec
         assert len(found) > 60
         other = [name for name in expected if found[name] != expected[name]]
         assert not other, f"process {number} ({like['env'].get('LC_ALL')}, {like['args'][:5]}) differs in {other}"
-    if processes >= 10:
-        record(processes=processes, numbers_compared=len(expected), differing=0)
+    record(processes=processes, numbers_compared=len(expected), differing=0)
 
 
 RANKS = """
@@ -134,8 +133,7 @@ def test_unlike_ranks_give_the_same_bits(counts: list[int], tmp_path: Path, reco
             assert len({(seed, folder) for _, seed, folder in told}) == count  # they were unlike
             expected = expected or told[0][0]
             assert [found for found, _, _ in told] == [expected] * count
-    if len(counts) > 2:
-        record(ranks=counts, optimizers=optimizers, differing=0)
+    record(ranks=counts, optimizers=optimizers, differing=0)
 
 
 # Of the initial weights, row orders and dropout masks of `fixed_job.drawn`. They are the same with NumPy 2.0 to 2.5,

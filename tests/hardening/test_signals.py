@@ -71,5 +71,4 @@ def test_a_signal_at_any_moment_ends_with_a_command_that_resumes(
             assert_same_checkpoint(file, straight / file.name)
             assert len(History.from_json(folder / "model_history.json").epoch) == 6
             assert temporaries(folder) == []
-    if times > 100:
-        record(tried=times, broke=0, **ended)
+    record(tried=times, broke=0, **ended)

@@ -179,8 +179,7 @@ def test_many_runs_in_one_process_leave_nothing_behind(
         shutil.rmtree(where)  # each run has a file of events of its own
 
     found = soak.soak(work, times, folder)
-    if times >= 100:
-        record(**found.told(times), calls_of_train=2 * times, engine=engine)
+    record(**found.told(times), calls_of_train=2 * times, engine=engine)
     assert_flat(found, times)
 
 
@@ -202,8 +201,7 @@ def test_many_streamed_runs_leave_nothing_behind(
         shutil.rmtree(folder / "run")
 
     found = soak.soak(work, times, folder)
-    if times >= 100:
-        record(**found.told(times), epochs=4 * times, engine=engine)
+    record(**found.told(times), epochs=4 * times, engine=engine)
     assert_flat(found, times)
 
 
@@ -230,8 +228,7 @@ def test_many_fits_of_estimators_leave_nothing_behind(folder: Path, times: int, 
 
     # Three solvers in turn; the loss curve of `incremental` grows by five numbers each time.
     found = soak.soak(work, times, folder, warm=3, traced=6)
-    if times >= 100:
-        record(**found.told(times), fits=2 * times, partial_fits=5 * times)
+    record(**found.told(times), fits=2 * times, partial_fits=5 * times)
     assert_flat(found, times, LEFT_BEHIND + 5 * 40)
 
 
@@ -254,8 +251,7 @@ def test_many_decodings_leave_nothing_behind(folder: Path, times: int, record: C
         shutil.rmtree(folder / "cache")
 
     found = soak.soak(work, times, folder)
-    if times >= 100:
-        record(**found.told(times), photographs=34 * times)
+    record(**found.told(times), photographs=34 * times)
     assert_flat(found, times)
 
 
