@@ -123,7 +123,7 @@ __device__ __forceinline__ void update_rest(int i, int blocks, const REAL* __res
 
 // Grid: REST_BLOCKS for the rest of the net, then one block a tile; y: the groups of units.
 // X (m, n_x); rows: row numbers of the epoch in order; table: the rule's numbers, a row a step; W, moment0, moment1: the
-// network's parameters and their moments, whole: W0 (UNITS, n_x) first; d (batch, UNITS); part (tiles, batch, UNITS);
+// network's parameters and their moments, whole: W0 (UNITS, n_x) first; d: as `leave_d` left it; part (tiles, batch, UNITS);
 // gradients (blocks, REST) and block_losses (blocks): of `middle`; losses: one a step.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     stream(const SAMPLE* __restrict__ X, long long n_x, int batch, const int* __restrict__ rows,

@@ -44,6 +44,11 @@ LEFT_BEHIND, ONCE, DRIFT = 200, 2 * KB, 8 * MB
 long_form = pytest.mark.long
 
 
+def forms(short: int, engine: str, long: int) -> list[Any]:
+    """A short form with one engine, a long one with each."""
+    return [(short, engine), *(pytest.param(long, each, marks=long_form) for each in ENGINES)]
+
+
 def small_set(m: int = M, seed: int = 0) -> tuple[Array, Array]:
     """Pixels (n_x, m), sample-major, and labels: whether the first half is brighter."""
     X = np.random.default_rng(seed).integers(0, 256, (m, N_X), dtype=np.uint8).T
@@ -108,8 +113,7 @@ class Watch:
         self.last = time.perf_counter()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("epochs", [60, pytest.param(10_000, marks=long_form)])
+@pytest.mark.parametrize(("epochs", "engine"), forms(60, "panels", 10_000))
 def test_a_long_run_holds_no_more_at_its_end_than_at_its_beginning(
     folder: Path, engine: str, epochs: int, record: Callable[..., None]
 ) -> None:
@@ -166,8 +170,7 @@ def run_long(folder: Path, epochs: int, record: Callable[..., None], **how: Any)
 # --- many calls -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("times", [4, pytest.param(500, marks=long_form)])
+@pytest.mark.parametrize(("times", "engine"), forms(4, "plain", 500))
 def test_many_runs_in_one_process_leave_nothing_behind(
     folder: Path, engine: str, times: int, record: Callable[..., None]
 ) -> None:
@@ -183,8 +186,7 @@ def test_many_runs_in_one_process_leave_nothing_behind(
     assert_flat(found, times)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("times", [3, pytest.param(300, marks=long_form)])
+@pytest.mark.parametrize(("times", "engine"), forms(3, "panels", 300))
 def test_many_streamed_runs_leave_nothing_behind(
     folder: Path, engine: str, times: int, record: Callable[..., None]
 ) -> None:
