@@ -215,8 +215,8 @@ def clipped_categorical_loss(Y: Array, Y_hat: Array, xp: Any, weights: Array | N
 
 
 def _clipped(P: Array, xp: Any) -> Array:
-    eps = float(xp.finfo(P.dtype).eps)
-    return xp.clip(P, eps, 1.0 - eps)
+    eps = xp.finfo(P.dtype).eps  # of its own type: 1 less that of a long double is no float64
+    return xp.clip(P, eps, 1 - eps)
 
 
 @dataclass(frozen=True)

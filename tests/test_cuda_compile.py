@@ -75,7 +75,14 @@ VARIANTS |= {
 }
 # So many registers that a multiprocessor, which has 65536, holds the blocks that it is meant to: of `stream` two of 256
 # threads, or three of 128, in float64 two; of `middle`, whose blocks are few, one of 576.
-MOST_REGISTERS = {"tensor": 128, "cores, float32": 168, "cores, float64": 255, "middle": 112, "advance": 32}
+MOST_REGISTERS = {
+    "tensor": 128,
+    "cores, float32": 168,
+    "cores, float64": 255,
+    "middle": 112,
+    "advance": 32,
+    "sums": 128,
+}
 
 
 @cache
@@ -90,6 +97,8 @@ def most_registers(variant: CudaPlan) -> dict[str, int]:
         "stream": MOST_REGISTERS[products],
         "middle": MOST_REGISTERS["middle"],
         "advance": MOST_REGISTERS["advance"],
+        "subtotals": MOST_REGISTERS["sums"],
+        "join": MOST_REGISTERS["sums"],
     }
 
 

@@ -132,8 +132,8 @@ def test_the_rest_lies_as_the_parameters_do(plan: CudaPlan) -> None:
     assert len(numbers(plan, "ACTIVATION")) == len(plan.widths)
 
 
-@given(plans(), st.integers(1, 10**6))
-def test_memory_is_a_function_of_batch_and_network_not_of_steps(plan: CudaPlan, other: int) -> None:
+@given(plans())
+def test_memory_is_a_function_of_batch_and_network(plan: CudaPlan) -> None:
     assert plan.buffer_shapes["part"] == (plan.tiles, plan.batch_size, plan.units)
     samples, units = -(-plan.batch_size // 16) * 16, plan.groups * -(-plan.group // 16) * 16
     terms = 3 * samples * units // 2  # of two bytes each, where a number has four
@@ -141,8 +141,6 @@ def test_memory_is_a_function_of_batch_and_network_not_of_steps(plan: CudaPlan, 
     expected = plan.tiles * plan.batch_size * plan.units + d
     expected += plan.middle_blocks * (plan.rest + 1)
     assert plan.buffer_bytes == expected * plan.itemsize
-    same = {name: getattr(plan, name) for name in ("stream_grid", "middle_blocks", "stream_shared", "middle_shared")}
-    assert {name: getattr(replace(plan), name) for name in same} == same
 
 
 @given(plans())
@@ -152,7 +150,8 @@ def test_shared_memory_holds_what_the_kernels_lay_out(plan: CudaPlan) -> None:
     group, tile, threads, chunk = (names[name] for name in ("GROUP", "TILE", "THREADS", "CHUNK"))
     padded, tiles16, warps = -(-group // 8) * 8, -(-group // 16), threads // 32
     if plan.products == "tensor":
-        terms, sums = 2 * 4 * tiles16 * 3 * 32 * 16, warps * 32 * (16 * tiles16 + 4) * 4
+        terms = 2 * names["D_CHUNK"] // 16 * tiles16 * 3 * 32 * 16
+        sums = warps * names["Z_CHUNK"] * (16 * tiles16 + names["SUMS_APART"]) * 4
         rows = max(plan.batch_size, plan.evaluated)
         assert names["WORK_SHARED"] >= max(terms, sums)
         assert names["ROWS_SHARED"] >= rows

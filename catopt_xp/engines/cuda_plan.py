@@ -28,6 +28,8 @@ Rows = NDArray[np.int64]
 CORES_THREADS, TENSOR_THREADS = 128, 256  # of a block of `stream`
 MIDDLE_THREADS = 576
 SUMMING_THREADS = 256  # of a block of `subtotals` and `join`
+D_CHUNK, Z_CHUNK = 64, 32  # samples of d, and of products, in shared memory at a time, with tensor cores
+SUMS_APART = 4  # numbers between the products of two samples: a warp's stores fall on 32 banks
 MIDDLE_BLOCKS = 128  # at most; a block takes more samples of a larger batch
 MOST_GROUP = 32  # units of the first layer to a block: their gradients lie in registers
 SUBTREE = 32  # tiles that one thread adds
@@ -169,13 +171,14 @@ class CudaPlan:
     def work_shared(self) -> int:
         """Bytes of the room that d's terms and the warps' sums use in turn, with tensor cores."""
         m_tiles = -(-self.group // 16)
-        terms, sums = 2 * 64 // 16 * m_tiles * 3 * 32 * 16, self.threads // 32 * 32 * (16 * m_tiles + 4) * 4
+        terms = 2 * D_CHUNK // 16 * m_tiles * 3 * 32 * 16
+        sums = self.threads // 32 * Z_CHUNK * (16 * m_tiles + SUMS_APART) * 4
         return max(terms, sums)
 
     @property
     def rows_shared(self) -> int:
         """Starts of rows, of a batch or of what is evaluated at a time, in shared memory, with tensor cores."""
-        return -(-max(self.batch_size, EVALUATED) // 16) * 16
+        return max(MIDDLE_BLOCKS * self.samples, EVALUATED)
 
     @property
     def stream_shared(self) -> int:
@@ -267,6 +270,9 @@ class CudaPlan:
             "X_SHARED": self.x_shared,
             "WORK_SHARED": self.work_shared,
             "ROWS_SHARED": self.rows_shared,
+            "D_CHUNK": D_CHUNK,
+            "Z_CHUNK": Z_CHUNK,
+            "SUMS_APART": SUMS_APART,
             "ALIGNED": int(self.aligned and self.neuron_cnt[0] % 8 == 0),
             "UNITS": self.units,
             "GROUP": self.group,
@@ -285,6 +291,7 @@ class CudaPlan:
             "NONE": NONE,
             "WAITING": WAITING,
             "LARGEST": "3.402823466e38f",
+            "SMALLEST": "1.175494351e-38f",  # but for subnormal ones
         }
         tables = {
             "WIDTH": self.widths,

@@ -43,8 +43,8 @@ struct Place {
 };
 
 // A float in the optimizer's rule. Its quotients and roots are an approximation and one correction of it, within a little
-// more than half a unit in the last place; those of the language go a long way round for zeros and very small numbers,
-// which dead units have everywhere: half of a step's instructions.
+// more than half a unit in the last place from 1e-30 on; those of the language go a long way round for zeros and very
+// small numbers, which dead units have everywhere: half of a step's instructions. Subnormal numbers count as zeros.
 struct Quick {
     float x;
     __device__ Quick(float value) : x(value) {}
@@ -64,7 +64,7 @@ __device__ __forceinline__ Quick operator/(Quick a, Quick b) {
 
 __device__ __forceinline__ Quick sqrt(Quick a) {
     const float y = reciprocal_root(a.x), root = a.x * y, rest = fmaf(-root, root, a.x);
-    return a.x == 0 || a.x > LARGEST ? a.x : fmaf(0.5f * y, rest, root);
+    return fabs(a.x) < SMALLEST || a.x > LARGEST ? a.x : fmaf(0.5f * y, rest, root);
 }
 
 template <class T>

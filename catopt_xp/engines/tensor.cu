@@ -11,9 +11,7 @@
 
 #define WARPS (THREADS / 32)
 #define M_TILES ((GROUP + 15) / 16)
-#define D_CHUNK 64                      // samples whose d is in shared memory at a time
-#define Z_CHUNK 32                      // samples whose products are summed over the warps at a time
-#define Z_STRIDE (16 * M_TILES + 4)     // numbers between samples: a warp's stores fall on 32 banks
+#define Z_STRIDE (16 * M_TILES + SUMS_APART)
 #define GROUPS (UNITS / GROUP + (UNITS % GROUP != 0))
 #define STEP_WORDS (M_TILES * 3 * 32)   // of four terms each, d of 16 samples for a group of units
 
@@ -349,11 +347,11 @@ __device__ __forceinline__ void product(const SAMPLE* at, const long long* start
             if (a + i >= n) break;
             float whole[WARPS];
 #pragma unroll
-            for (int k = 0; k < WARPS; k++) whole[k] = sums[(k * Z_CHUNK + i) * Z_STRIDE + u];
+            for (int w = 0; w < WARPS; w++) whole[w] = sums[(w * Z_CHUNK + i) * Z_STRIDE + u];
 #pragma unroll
             for (int step = 1; step < WARPS; step *= 2)
 #pragma unroll
-                for (int k = 0; k + step < WARPS; k += 2 * step) whole[k] += whole[k + step];
+                for (int w = 0; w + step < WARPS; w += 2 * step) whole[w] += whole[w + step];
             if (there) part[(long long)(a + i) * UNITS + first_unit + u] = whole[0];
         }
     }

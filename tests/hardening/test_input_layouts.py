@@ -119,6 +119,7 @@ def test_arrays_of_any_shape_fit_a_network_or_are_refused_by_name(examples: int,
     @example((3, 0), (1, 0), "float32", "plain")
     @example((3, 4), (4, 1), "float32", "plain")  # which would broadcast
     @example((3, 1), (), "bool", "backwards")
+    @example((1, 1), (1,), "longdouble", "plain")
     def holds(shape: tuple[int, ...], of_Y: tuple[int, ...], dtype: str, form: str) -> None:
         model = DeepNetwork([3, 2, 1], ["relu", "sigmoid"])
         X, Y = FORMS[form](np.ones(shape, dtype)), FORMS[form](np.ones(of_Y, dtype))
