@@ -7,6 +7,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -334,8 +335,11 @@ def _try_to_write(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             trial.write_bytes(b"\0")
-        finally:
-            trial.unlink(missing_ok=True)
+            trial.unlink()
+        except BaseException:
+            with suppress(OSError):  # the error that counts is the first, which may be that of the removal
+                trial.unlink(missing_ok=True)
+            raise
     except OSError as error:
         reason, cure = error.strerror or str(error), "choose another folder or model_name"
         raise OSError(error.errno, f"save_dir {path.parent} cannot be written ({reason}); {cure}") from error
