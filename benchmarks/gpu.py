@@ -37,8 +37,8 @@ from catopt_xp.bench.gpu_stages import (
 )
 from catopt_xp.bench.gpu_table import report, rows_of
 from catopt_xp.bench.stages import DONE, Clock, run_stages
-from catopt_xp.files import write_whole
 from catopt_xp.flag_values import counts, positive
+from catopt_xp.io.files import write_whole
 
 FORMAT = 1  # of the file
 ASSUMED = 4.3e12  # bytes per second, for the floors that --dry-run shows

@@ -21,8 +21,9 @@ import numpy as np
 
 import catopt_xp
 from catopt_xp.data.order import epoch_order
-from catopt_xp.engines import PlainEngine, Settings, choose_engine
-from catopt_xp.files import write_whole
+from catopt_xp.engines import choose_engine
+from catopt_xp.engines.plain import PlainEngine, Settings
+from catopt_xp.io.files import write_whole
 from catopt_xp.machine import cpu_model, thread_count
 
 N_X, M, UNITS, BATCH = 224 * 224 * 3, 2000, 30, 64

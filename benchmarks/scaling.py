@@ -28,9 +28,10 @@ import numpy as np
 
 from catopt_xp.backend import NumpyBackend
 from catopt_xp.distributed import Ranks, rank_engine
-from catopt_xp.engines import PlainEngine, Settings, choose_engine
+from catopt_xp.engines import choose_engine
 from catopt_xp.engines.panels import PANEL
-from catopt_xp.files import write_whole
+from catopt_xp.engines.plain import PlainEngine, Settings
+from catopt_xp.io.files import write_whole
 from catopt_xp.machine import cpu_model, thread_count
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import Adam

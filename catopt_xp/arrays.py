@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from catopt_xp.backend import Array, Backend, NumpyBackend
+from catopt_xp.io.console import one_line
 from catopt_xp.parameters import is_real
-from catopt_xp.texts import one_line
 
 
 def as_array(x: Any, name: str, backend: Backend | None = None, wanted: str = "give real numbers") -> Array:

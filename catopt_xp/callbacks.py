@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from catopt_xp.backend import Array, backend_of
+from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.checkpoint import npz_path
-from catopt_xp.files import Mark, keep_copy, mark
 from catopt_xp.history import History
+from catopt_xp.io.files import Mark, keep_copy, mark
 from catopt_xp.network import BaseRegressionModel
-from catopt_xp.optim import BaseOptimizer
 from catopt_xp.parameters import Parameters, check_matches
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.archives import HostArrays, read_arrays
-from catopt_xp.files import write_whole
-from catopt_xp.texts import plain
+from catopt_xp.io.archives import HostArrays, read_arrays
+from catopt_xp.io.console import plain
+from catopt_xp.io.files import write_whole
+from catopt_xp.machine import free_room
 
 FORMAT = "catopt_xp checkpoint"
 VERSION = 1
@@ -105,7 +106,7 @@ def read_checkpoint(filename: str | os.PathLike[str]) -> tuple[HostArrays, dict[
     if not path.is_file():  # reading a pipe would wait for ever
         raise CheckpointError(f"{path} is no file but a pipe or a device; give an .npz file")
     try:
-        arrays, _ = read_arrays(path)
+        arrays, _ = read_arrays(path, free_room())
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}; the file is damaged or foreign") from error
     return arrays, _read_meta(path, arrays)

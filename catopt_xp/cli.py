@@ -28,11 +28,12 @@ from catopt_xp.bench import table
 from catopt_xp.bench.workload import Workload
 from catopt_xp.callbacks import Callback
 from catopt_xp.checkpoint import npz_path
-from catopt_xp.data import decode_images, load_data
 from catopt_xp.data.dataset import check_memory
+from catopt_xp.data.decoding import decode_images
 from catopt_xp.data.drawings import drawn_name
 from catopt_xp.data.photographs import DEFAULT_SHAPE
 from catopt_xp.data.resident import make_resident
+from catopt_xp.data.sources import load_data
 from catopt_xp.distributed import Ranks, world
 from catopt_xp.ending import (
     DONE,
@@ -57,6 +58,7 @@ from catopt_xp.ending import (
 from catopt_xp.experiments import SURFACES, compare, optimizer_paths
 from catopt_xp.export import FORMATS, INPUTS, export_onnx, export_safetensors
 from catopt_xp.flag_groups import NAME
+from catopt_xp.io.console import plain
 from catopt_xp.logs import CsvLog, JsonLog, TensorBoard
 from catopt_xp.machine import thread_count
 from catopt_xp.network import DeepNetwork
@@ -64,7 +66,6 @@ from catopt_xp.optim import make_optimizer
 from catopt_xp.plots import plot_benchmark, plot_comparison, plot_history, plot_mini_batch, plot_paths
 from catopt_xp.run_files import read_benchmark, read_history, run_files, run_names
 from catopt_xp.saving import Checkpoint
-from catopt_xp.texts import plain
 from catopt_xp.trained import read_trained, trained_of, trained_on
 from catopt_xp.training import TrainResult, train
 from catopt_xp.tuning import tune

@@ -20,11 +20,10 @@ from typing import Any, TextIO
 from catopt_xp.arguments import RENAMED, with_flags
 from catopt_xp.data.dataset import DataArgumentError
 from catopt_xp.distributed import launched
-from catopt_xp.files import Mark, mark
 from catopt_xp.flag_groups import NAME
+from catopt_xp.io.console import ASKING_TO_END, is_to_be_ignored, plain
+from catopt_xp.io.files import Mark, mark
 from catopt_xp.running import Interrupted
-from catopt_xp.signals import ASKING_TO_END, is_to_be_ignored
-from catopt_xp.texts import plain
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 LOADING = "catopt_xp.data.sources"  # the module in which a run is, while its data are read, decoded or drawn

@@ -11,8 +11,9 @@ from numbers import Integral, Real
 from typing import Any
 
 from catopt_xp.backend import Array, Backend
+from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines import ENGINES
-from catopt_xp.optim import Adam, BaseOptimizer, GradientDescent, Momentum, RMSProp
+from catopt_xp.optim import Adam, GradientDescent, Momentum, RMSProp
 from catopt_xp.schedules import const_lr
 
 SOLVERS = ("adam", "sgd", "lbfgs", "momentum", "rmsprop", "adamw")

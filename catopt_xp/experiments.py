@@ -22,14 +22,15 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.backend import Backend, asnumpy, get_backend
-from catopt_xp.data import DataSet, load_data
-from catopt_xp.files import remove_stale
+from catopt_xp.data.dataset import DataSet
+from catopt_xp.data.sources import load_data
 from catopt_xp.history import History
+from catopt_xp.io.console import plain
+from catopt_xp.io.files import remove_stale
 from catopt_xp.optim import OPTIMIZERS, make_optimizer
 from catopt_xp.plots import plot_comparison
 from catopt_xp.saving import Checkpoint
 from catopt_xp.schedules import Scheduler, const_lr, describe, get_hyperbola_func
-from catopt_xp.texts import plain
 from catopt_xp.training import train
 
 BATCH_SIZE = 64  # of the comparisons that do not vary it

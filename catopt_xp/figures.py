@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from catopt_xp.files import write_whole
-from catopt_xp.texts import plain
+from catopt_xp.io.console import plain
+from catopt_xp.io.files import write_whole
 
 PathLike = str | os.PathLike[str]
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catopt_xp.files import write_whole
+from catopt_xp.io.console import plain
+from catopt_xp.io.files import write_whole
 from catopt_xp.plots import BY_EPOCH, BY_EVALUATION, check_history, plot_history
-from catopt_xp.texts import plain
 
 STAGES = ("read", "decode", "move", "train", "wait", "evaluate", "save")
 COLUMNS = ("epoch", *BY_EPOCH, *BY_EVALUATION)  # of the CSV

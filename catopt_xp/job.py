@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import errno
-import secrets
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from catopt_xp.arrays import as_array
-from catopt_xp.backend import (
-    Backend,
-    NumpyBackend,
-    asnumpy,
-    backend_of,
-    get_backend,
-)
+from catopt_xp.backend import Backend, NumpyBackend, asnumpy, backend_of, get_backend
+from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.batch_size import SMALL_SET, choose, measure, rule_of_thumb
 from catopt_xp.checkpoint import CheckpointError
-from catopt_xp.data import DataSet, load_data
+from catopt_xp.data.dataset import DataSet
 from catopt_xp.data.drawings import drawn_name
 from catopt_xp.data.resident import PIXELS_OR_NUMBERS, ResidentSet
+from catopt_xp.data.sources import load_data
 from catopt_xp.data.stream import StreamedSet
 from catopt_xp.distributed import Ranks, rank_backend
-from catopt_xp.files import remove_stale
+from catopt_xp.io.console import plain
+from catopt_xp.io.files import remove_stale, try_to_write
 from catopt_xp.labels import as_rows
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
-from catopt_xp.optim import OPTIMIZERS, BaseOptimizer, make_optimizer
+from catopt_xp.optim import OPTIMIZERS, make_optimizer
 from catopt_xp.plan import DEFAULTS, Plan
 from catopt_xp.saving import Checkpoint
 from catopt_xp.schedules import const_lr, restore
 from catopt_xp.storage import backend_for, choose_storage, place_sets
-from catopt_xp.texts import plain
 
 
 @dataclass
@@ -70,7 +62,7 @@ def prepare(plan: Plan, ranks: Ranks | None = None) -> Job:
     if ranks.size > 1 and plan.memory_limit is not None:
         raise ValueError("memory_limit is for one process, ranks hold their parts of the set whole: leave it out")
     if plan.checkpoint_path is not None and ranks.rank == 0:
-        _try_to_write(plan.checkpoint_path)
+        try_to_write(plan.checkpoint_path)
         remove_stale(plan.checkpoint_path)
     checkpoint = None if plan.recover_from is None else Checkpoint.read(plan.recover_from)
     device = plan.device, plan.strict_device
@@ -324,22 +316,3 @@ def _batch_size(
     if wanted > m:
         return m, [f"batch size {wanted} is more than the {m} samples there are: {m} is used"]
     return wanted, []
-
-
-def _try_to_write(path: Path) -> None:
-    """Creates the folder and writes a file to it once, before any time is spent. Raises OSError naming the folder."""
-    trial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    if path.is_dir():
-        raise OSError(errno.EISDIR, f"{path} is a folder, where the checkpoint goes; remove it, or choose another name")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            trial.write_bytes(b"\0")
-            trial.unlink()
-        except BaseException:
-            with suppress(OSError):  # the error that counts is the first, which may be that of the removal
-                trial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        reason, cure = error.strerror or str(error), "choose another folder or model_name"
-        raise OSError(error.errno, f"save_dir {path.parent} cannot be written ({reason}); {cure}") from error

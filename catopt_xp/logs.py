@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from catopt_xp.callbacks import TrainState
-from catopt_xp.files import Mark, mark, write_whole
 from catopt_xp.history import History
+from catopt_xp.io.files import Mark, mark, write_whole
 
 # Tag of TensorBoard -> list of the history; what stands before the slash is the group that it is shown in.
 TAGS_BY_EPOCH = {"loss/train_loss": "train_loss", "learning_rate": "learning_rate", "time/seconds": "seconds"}

@@ -211,6 +211,14 @@ def host_free_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cg
     return max(0, min([_system_available(proc), *_room_in_control_groups(proc, cgroup)]))
 
 
+def free_room() -> int:
+    """Bytes of memory that arrays may take: what is free, or any number where the system does not tell."""
+    try:
+        return host_free_memory()
+    except OSError:
+        return 1 << 62
+
+
 def _system_available(proc: Path) -> int:
     meminfo = proc / "meminfo"
     for line in meminfo.read_text().splitlines() if meminfo.is_file() else []:

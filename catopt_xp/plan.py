@@ -16,12 +16,12 @@ from tqdm import tqdm
 from catopt_xp.backend import (
     Backend,
 )
+from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.callbacks import Callback, EarlyStopping
 from catopt_xp.data.order import SHUFFLES
 from catopt_xp.engines import ENGINES
 from catopt_xp.machine import memory_size
 from catopt_xp.network import BaseRegressionModel
-from catopt_xp.optim import BaseOptimizer
 from catopt_xp.schedules import Scheduler
 
 # Of the arguments of `train` that have no effect beside some others: what they are when nobody gave them.

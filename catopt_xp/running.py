@@ -22,16 +22,15 @@ from catopt_xp.checkpoint import CheckpointError, npz_path
 from catopt_xp.data.order import epoch_order, window_order
 from catopt_xp.data.stream import StreamedSet
 from catopt_xp.distributed import rank_engine
-from catopt_xp.engines import Settings, choose_engine
+from catopt_xp.engines import choose_engine
+from catopt_xp.engines.plain import Settings
 from catopt_xp.history import History
+from catopt_xp.io.console import Bar, Signals, plain
 from catopt_xp.job import Job
 from catopt_xp.machine import size_text
 from catopt_xp.plots import plot_mini_batch
 from catopt_xp.saving import RunState, changes, environment, save_run
-from catopt_xp.signals import Signals
 from catopt_xp.storage import check_pools
-from catopt_xp.texts import plain
-from catopt_xp.timers import Bar
 from catopt_xp.version import __version__
 
 

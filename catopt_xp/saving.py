@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.backend import Backend, asnumpy
+from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.checkpoint import CheckpointError, group, is_finite, read_checkpoint, write_checkpoint
 from catopt_xp.history import History
+from catopt_xp.io.console import plain
 from catopt_xp.layout import checked_layout
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
-from catopt_xp.optim import BaseOptimizer
 from catopt_xp.parameters import check_matches, common_dtype, layer_shapes
 from catopt_xp.plots import check_history
-from catopt_xp.texts import plain
 
 COUNTERS = ("name", "steps", "epoch")
 ARCHITECTURE = frozenset({"neuron_cnt", "activation_func", "seed", "dtype", "dropout"})  # of a DeepNetwork

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.backend import Backend, NumpyBackend, backend_of
-from catopt_xp.data import DataSet
+from catopt_xp.data.dataset import DataSet
 from catopt_xp.data.resident import ResidentSet, labels_of, make_resident
 from catopt_xp.data.row_file import RowFile, find_rows, is_mapped
 from catopt_xp.data.stream import WINDOWS, StreamedDevSet, StreamedSet

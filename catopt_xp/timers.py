@@ -7,14 +7,6 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from tqdm import tqdm
-
-
-class Bar(tqdm):  # type: ignore[type-arg]
-    """A progress bar whose times run on when the system's clock is set, which is the one that tqdm goes by."""
-
-    _time = property(lambda self: time.monotonic, lambda self, clock: None)
-
 
 class Timer:
     """Time of a ``with`` block: ``host`` and ``device``, in seconds, not-a-number until the block has ended.

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from catopt_xp.backend import Backend
+from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.callbacks import Callback
 from catopt_xp.distributed import Ranks
 from catopt_xp.history import History
 from catopt_xp.job import prepare
 from catopt_xp.network import BaseRegressionModel
-from catopt_xp.optim import BaseOptimizer
 from catopt_xp.plan import Plan
 from catopt_xp.running import Run
 from catopt_xp.schedules import Scheduler

@@ -21,9 +21,9 @@ from watched_inputs import Finding, Target, fault_of
 from catopt_xp import flag_values, schedules
 from catopt_xp.arguments import parse_words
 from catopt_xp.cli import main
-from catopt_xp.data import decode_images, load_data
 from catopt_xp.data.cache import load_rows, load_skipped
-from catopt_xp.data.decoding import photograph_size
+from catopt_xp.data.decoding import decode_images, photograph_size
+from catopt_xp.data.sources import load_data
 from catopt_xp.history import History
 from catopt_xp.machine import memory_size
 from catopt_xp.network import DeepNetwork

@@ -17,7 +17,8 @@ import catopt_xp
 from catopt_xp import schedules
 from catopt_xp.backend import Backend, NumpyBackend, asnumpy
 from catopt_xp.data.order import epoch_order
-from catopt_xp.engines import PlainEngine, Settings, panels
+from catopt_xp.engines import panels
+from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.labels import check_labels
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import OPTIMIZERS

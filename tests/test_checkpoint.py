@@ -27,7 +27,7 @@ from catopt_xp.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from catopt_xp.files import write_whole
+from catopt_xp.io.files import write_whole
 
 Array = np.ndarray[Any, Any]
 

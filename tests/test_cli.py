@@ -24,15 +24,15 @@ from PIL import Image
 
 import catopt_xp
 from catopt_xp import arguments, cli, ending, flag_values
-from catopt_xp.backend import DeviceFallbackWarning
 from catopt_xp.checkpoint import read_checkpoint, write_checkpoint
 from catopt_xp.cli import main
 from catopt_xp.data import sources
+from catopt_xp.devices import DeviceFallbackWarning
 from catopt_xp.experiments import TITLES
 from catopt_xp.history import History
+from catopt_xp.io.console import ASKING_TO_END
 from catopt_xp.plots import plot_paths
 from catopt_xp.saving import load_model
-from catopt_xp.signals import ASKING_TO_END
 
 MODULE = [sys.executable, "-m", "catopt_xp"]
 

@@ -14,9 +14,9 @@ from cuda_on_cpu import CudaError, run_sanitized
 from cuda_runs import CpuDevice, cuda_engine, error_ratios, plan, planted
 from panel_runs import Case, differences, run
 
-from catopt_xp.engines import PlainEngine
 from catopt_xp.engines.check import BOUNDS
 from catopt_xp.engines.cuda import CudaEngine
+from catopt_xp.engines.plain import PlainEngine
 
 OBSTACLE = cuda_on_cpu.obstacle()
 pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))

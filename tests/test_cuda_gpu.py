@@ -16,11 +16,13 @@ from cuda_stand_in import StandIn
 from panel_runs import Array, Case, assert_same_bits, assert_same_numbers, run
 
 import catopt_xp
-from catopt_xp.backend import Backend, CupyBackend, DeviceError, asnumpy, get_backend
+from catopt_xp.backend import Backend, CupyBackend, asnumpy, get_backend
 from catopt_xp.data.order import epoch_order
-from catopt_xp.engines import PlainEngine, cuda
+from catopt_xp.devices import DeviceError
+from catopt_xp.engines import cuda
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda_plan import CHUNK_STEPS
+from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.functional import pixel_scale
 from catopt_xp.optim import OPTIMIZERS
 

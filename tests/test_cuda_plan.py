@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.data.order import batches, epoch_order
 from catopt_xp.engines import cuda_plan
 from catopt_xp.engines.cuda_plan import (
@@ -25,7 +26,7 @@ from catopt_xp.engines.cuda_plan import (
     plan_of,
 )
 from catopt_xp.network import DeepNetwork
-from catopt_xp.optim import OPTIMIZERS, Adam, BaseOptimizer, GradientDescent
+from catopt_xp.optim import OPTIMIZERS, Adam, GradientDescent
 from catopt_xp.parameters import layer_shapes
 
 REFERENCE = CudaPlan((150528, 30, 20, 20, 1), ("relu", "relu", "relu", "sigmoid"), Adam, 64, "float32", "uint8")

@@ -26,7 +26,7 @@ import cuda_runs
 from cuda_runs import CpuDevice
 from cuda_stand_in import StandIn
 from panel_runs import Case
-from catopt_xp.backend import CupyBackend, DeviceError, asnumpy
+from catopt_xp.backend import CupyBackend, asnumpy; from catopt_xp.devices import DeviceError
 from catopt_xp.distributed import Ranks
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda_ranks import CoresRankEngine, CudaRankEngine
@@ -233,7 +233,7 @@ def test_each_rank_has_a_gpu_of_its_own_or_none_has_one(
 
 ENGINES = """
 import catopt_xp.distributed as distributed
-from catopt_xp.engines import Settings
+from catopt_xp.engines.plain import Settings
 
 tried = []
 

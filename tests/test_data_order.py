@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catopt_xp.data import batches, epoch_order
+from catopt_xp.data.order import batches, epoch_order
 
 
 @given(m=st.integers(0, 300), epoch=st.integers(0, 10**6), seed=st.integers(0, 2**64))

@@ -13,14 +13,8 @@ import numpy as np
 import pytest
 
 from catopt_xp import backend as backend_module
-from catopt_xp.backend import (
-    CupyBackend,
-    DeviceError,
-    DeviceFallbackWarning,
-    device_report,
-    get_backend,
-)
-from catopt_xp.devices import ProbeResult
+from catopt_xp.backend import CupyBackend, device_report, get_backend
+from catopt_xp.devices import DeviceError, DeviceFallbackWarning, ProbeResult
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -16,8 +16,9 @@ import pytest
 from panel_runs import Case, python, train
 
 from catopt_xp.backend import Backend, NumpyBackend
-from catopt_xp.engines import PlainEngine, Settings, choose_engine
+from catopt_xp.engines import choose_engine
 from catopt_xp.engines.cpu import PanelEngine
+from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.engines.rest import Rest
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import Adam

@@ -10,8 +10,8 @@ import pytest
 from catopt_xp.backend import Backend, NumpyBackend
 from catopt_xp.blocks import Batch
 from catopt_xp.data.resident import make_resident
-from catopt_xp.engines import PlainEngine, Settings, choose_engine, gpu_obstacle
-from catopt_xp.engines.plain import SQUARED
+from catopt_xp.engines import choose_engine, gpu_obstacle
+from catopt_xp.engines.plain import SQUARED, PlainEngine, Settings
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import Adam
 

@@ -11,7 +11,7 @@ import pytest
 from sklearn.utils import shuffle as shuffle_of_scikit_learn
 
 from catopt_xp.backend import get_backend
-from catopt_xp.engines import PlainEngine
+from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.estimator import MLPClassifier, MLPRegressor
 from catopt_xp.estimator_labels import Labels
 from catopt_xp.estimator_rules import RULES, LearningRate, check_parameters, layer_sizes, make_solver

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catopt_xp import experiments
-from catopt_xp.data import DataSet
+from catopt_xp.data.dataset import DataSet
 from catopt_xp.experiments import SURFACES, compare, data_digest, final_table, optimizer_paths, planned_runs
 from catopt_xp.history import History
 from catopt_xp.training import TrainResult, train

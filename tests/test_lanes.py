@@ -13,12 +13,14 @@ from numba import njit
 from numba.core.codegen import get_host_cpu_features
 from panel_runs import OPTIONS, Array, Case, python, run, state
 
-from catopt_xp.engines import LEAST_EPS, PlainEngine, panels
+from catopt_xp.base_optimizer import BaseOptimizer
+from catopt_xp.engines import LEAST_EPS, panels
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.lanes import flush_subnormals, restore
+from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.engines.updates import NUMBERS, update
 from catopt_xp.engines.vectors import X86 as FLUSHES
-from catopt_xp.optim import OPTIMIZERS, BaseOptimizer
+from catopt_xp.optim import OPTIMIZERS
 
 # --- the rules, value by value ------------------------------------------------------------------------------
 

@@ -14,10 +14,11 @@ import pytest
 
 from catopt_xp import backend as backend_module
 from catopt_xp.backend import Backend, NumpyBackend, backend_of
+from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.blocks import MIN_WIDTH, Batch
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
-from catopt_xp.optim import OPTIMIZERS, BaseOptimizer, make_optimizer
+from catopt_xp.optim import OPTIMIZERS, make_optimizer
 
 Array = np.ndarray[Any, Any]
 

@@ -17,7 +17,8 @@ import pytest
 
 from catopt_xp import optim
 from catopt_xp.backend import Backend
-from catopt_xp.optim import Adam, BaseOptimizer, GradientDescent, Momentum, RMSProp
+from catopt_xp.base_optimizer import BaseOptimizer
+from catopt_xp.optim import Adam, GradientDescent, Momentum, RMSProp
 from catopt_xp.parameters import Parameters
 from catopt_xp.schedules import parse
 

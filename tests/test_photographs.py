@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from catopt_xp.data import cache, decode_images, decoding, get_cat_set, get_photograph_set, photographs
-from catopt_xp.files import write_whole
+from catopt_xp.data import cache, decoding, photographs
+from catopt_xp.data.decoding import decode_images
+from catopt_xp.data.photographs import get_cat_set, get_photograph_set
+from catopt_xp.io.files import write_whole
 
 CAT_COLOUR, DOG_COLOUR = (200, 40, 30), (20, 60, 220)
 

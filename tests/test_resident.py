@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from catopt_xp.backend import Backend, NumpyBackend
-from catopt_xp.data.resident import CHECK_ROWS, ResidentSet, check_labels, make_resident
+from catopt_xp.data.resident import CHECK_ROWS, ResidentSet, make_resident
+from catopt_xp.labels import check_labels
 
 Array = np.ndarray[Any, Any]
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from numba import njit
 from panel_runs import OPTIONS, Case, assert_same_bits, assert_same_numbers, is_alive, run
 
-from catopt_xp.engines import PlainEngine, rest
+from catopt_xp.engines import rest
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.lanes import combine, convert, dot
 from catopt_xp.engines.panels import STRIP, aligned_zeros
+from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.engines.rest import Rest
 from catopt_xp.network import DeepNetwork
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from catopt_xp.data import DataSet, load_data
-from catopt_xp.data.dataset import DataArgumentError
+from catopt_xp.data.dataset import DataArgumentError, DataSet
+from catopt_xp.data.sources import load_data
 
 REPOSITORY = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)

@@ -24,9 +24,9 @@ from short_runs import Crash, crash, interrupt, make_run
 from catopt_xp.backend import Backend, CupyBackend, NumpyBackend
 from catopt_xp.callbacks import TrainState
 from catopt_xp.cli import main
-from catopt_xp.data import load_data
 from catopt_xp.data.order import Pool, window_bounds, window_order, window_pools
 from catopt_xp.data.row_file import Reader, RowFile, find_rows
+from catopt_xp.data.sources import load_data
 from catopt_xp.data.stream import StreamedRows, StreamedSet
 from catopt_xp.distributed import Ranks
 from catopt_xp.engines.cuda import CudaEngine

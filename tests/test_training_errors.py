@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 
 from catopt_xp import backend as backend_module
-from catopt_xp.backend import DeviceError, DeviceFallbackWarning
-from catopt_xp.data import DataSet
-from catopt_xp.data.dataset import DataArgumentError
-from catopt_xp.devices import ProbeResult
+from catopt_xp.data.dataset import DataArgumentError, DataSet
+from catopt_xp.devices import DeviceError, DeviceFallbackWarning, ProbeResult
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import Adam, GradientDescent
 from catopt_xp.running import TrainingDiverged

@@ -20,9 +20,9 @@ from catopt_xp.bench.gpu_contenders import GPU_CONTENDERS, EngineEpochs
 from catopt_xp.bench.gpu_floor import measure_bandwidth, measure_products
 from catopt_xp.bench.gpu_kernels import measure_launches, measure_plain, measure_steps
 from catopt_xp.bench.workload import Workload
-from catopt_xp.engines import Settings, choose_engine
+from catopt_xp.engines import choose_engine
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
-from catopt_xp.engines.plain import PlainEngine
+from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.machine import cuda_version
 from catopt_xp.optim import make_optimizer
 from catopt_xp.training import train

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.files import write_whole
-from catopt_xp.texts import one_line
+from catopt_xp.io.console import one_line
+from catopt_xp.io.files import write_whole
 
 
 def cache_folder() -> Path:

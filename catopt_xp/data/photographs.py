@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from catopt_xp.data.cache import cache_file, load_rows, load_skipped, store_rows
 from catopt_xp.data.dataset import DataSet, check_on_error, checked_img_shape, checked_size, checked_whole
 from catopt_xp.data.decoding import check_some_decoded, decode_files, photograph_size, warn_of_skipped
-from catopt_xp.texts import plain
+from catopt_xp.io.console import plain
 
 DEFAULT_SHAPE = (224, 224)
 RECIPE = 2  # a change in how photographs are decoded takes the next number, so that no old cache file is read

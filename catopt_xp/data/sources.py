@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.archives import read_arrays
 from catopt_xp.arrays import as_array
 from catopt_xp.data.dataset import DataArgumentError, DataSet, check_on_error, checked_img_shape
 from catopt_xp.data.decoding import decode_files
 from catopt_xp.data.drawings import get_drawn_set
 from catopt_xp.data.photographs import DEFAULT_SHAPE, Decoder, get_photograph_set
-from catopt_xp.texts import one_line, plain
+from catopt_xp.io.archives import read_arrays
+from catopt_xp.io.console import one_line, plain
+from catopt_xp.machine import free_room
 
 Source = str | os.PathLike[str] | tuple[Any, ...] | DataSet | None
 
@@ -161,7 +162,7 @@ def _load_npz(path: Path) -> DataSet:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        arrays, names = read_arrays(path, ("X", "Y", "dev_X", "dev_Y"))
+        arrays, names = read_arrays(path, free_room(), ("X", "Y", "dev_X", "dev_Y"))
     except ValueError as error:
         raise ValueError(f"{path}: cannot be read as an .npz file of plain arrays ({error})") from error
     missing = [name for name in ("X", "Y") if name not in arrays]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catopt_xp.backend import Array, Backend
+from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.cuda_plan import (
     CHUNK_STEPS,
     EVALUATED,
@@ -27,7 +28,6 @@ from catopt_xp.engines.cuda_plan import (
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.functional import pixel_scale
 from catopt_xp.network import DeepNetwork
-from catopt_xp.optim import BaseOptimizer
 
 Rows = NDArray[np.int64]
 KERNELS = ("stream", "middle", "advance", "subtotals", "join")

@@ -105,7 +105,7 @@ def record(name: str, found: dict[str, Any]) -> None:
     import numpy as np
     import PIL
 
-    from catopt_xp.files import write_whole
+    from catopt_xp.io.files import write_whole
     from catopt_xp.machine import cpu_model
 
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"targets": {}}

@@ -23,10 +23,10 @@ import catopt_xp
 from catopt_xp.callbacks import TrainState
 from catopt_xp.cli import main
 from catopt_xp.data.drawings import get_drawn_set
-from catopt_xp.files import remove_stale, write_whole
 from catopt_xp.history import History
+from catopt_xp.io.console import Bar
+from catopt_xp.io.files import remove_stale, write_whole
 from catopt_xp.logs import TensorBoard
-from catopt_xp.timers import Bar
 
 YEAR = 365 * 86400.0
 LEAPS = {"back": -YEAR, "ahead": YEAR}

@@ -18,8 +18,8 @@ from properties import Tally, prove, times
 
 from catopt_xp import schedules
 from catopt_xp.backend import NumpyBackend
-from catopt_xp.engines import PlainEngine, Settings
 from catopt_xp.engines.cpu import PanelEngine
+from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.functional import OUTPUT_ACTIVATIONS
 from catopt_xp.labels import check_labels
 from catopt_xp.network import DeepNetwork

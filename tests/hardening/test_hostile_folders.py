@@ -22,8 +22,9 @@ from fuzz_targets import short_run, small_set
 
 from catopt_xp.checkpoint import CheckpointError
 from catopt_xp.cli import main
-from catopt_xp.data import decode_images, get_photograph_set, load_data
-from catopt_xp.data.photographs import find_photographs
+from catopt_xp.data.decoding import decode_images
+from catopt_xp.data.photographs import find_photographs, get_photograph_set
+from catopt_xp.data.sources import load_data
 from catopt_xp.history import History
 from catopt_xp.saving import load_model
 from catopt_xp.training import train

@@ -23,8 +23,8 @@ if sys.platform == "win32":
 from fuzz_targets import TARGETS
 from watched_inputs import examine
 
-from catopt_xp.data import decode_images, decoding
-from catopt_xp.data.decoding import photograph_size
+from catopt_xp.data import decoding
+from catopt_xp.data.decoding import decode_images, photograph_size
 
 
 def refused(content: bytes, tmp_path: Path) -> None:

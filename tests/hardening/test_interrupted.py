@@ -24,8 +24,8 @@ from catopt_xp.checkpoint import read_checkpoint
 from catopt_xp.data.cache import store_rows
 from catopt_xp.data.photographs import get_photograph_set
 from catopt_xp.export import export_onnx, export_safetensors
-from catopt_xp.files import keep_copy
 from catopt_xp.history import History
+from catopt_xp.io.files import keep_copy
 from catopt_xp.logs import CsvLog, JsonLog
 from catopt_xp.optim import Adam
 from catopt_xp.saving import load_model, save_state_dict

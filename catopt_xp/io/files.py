@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all. Floor F0."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -154,3 +154,22 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def try_to_write(path: Path) -> None:
+    """Creates the folder and writes a file to it once, before any time is spent. Raises OSError naming the folder."""
+    trial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    if path.is_dir():
+        raise OSError(errno.EISDIR, f"{path} is a folder, where the checkpoint goes; remove it, or choose another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            trial.write_bytes(b"\0")
+            trial.unlink()
+        except BaseException:
+            with suppress(OSError):  # the error that counts is the first, which may be that of the removal
+                trial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        reason, cure = error.strerror or str(error), "choose another folder or model_name"
+        raise OSError(error.errno, f"save_dir {path.parent} cannot be written ({reason}); {cure}") from error

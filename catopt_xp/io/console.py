@@ -1,11 +1,33 @@
-"""Ctrl-C, SIGTERM and SIGHUP as a flag, so that what goes on can end in good order. Floor F0."""
+"""What is printed and how a run is interrupted: messages of one line, progress bars, Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
+
+from tqdm import tqdm
+
+
+def plain(text: object) -> str:
+    r"""The text with what cannot be printed escaped: it neither breaks a line nor moves the cursor.
+
+    >>> print(plain("two\nlines"))
+    two\nlines
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def one_line(error: BaseException | str) -> str:
+    """An exception's message on one line; its type where it has no message.
+
+    >>> one_line(ValueError("two\\n  lines"))
+    'two lines'
+    """
+    return plain(" ".join(str(error).split())) or type(error).__name__
+
 
 ASKING_TO_END = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -42,3 +64,9 @@ class Signals:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+class Bar(tqdm):  # type: ignore[type-arg]
+    """A progress bar whose times run on when the system's clock is set, which is the one that tqdm goes by."""
+
+    _time = property(lambda self: time.monotonic, lambda self, clock: None)

@@ -1,4 +1,4 @@
-"""Arrays out of `.npz` archives of any origin: each read whole, or refused in one line. Floor F1.
+"""Arrays out of `.npz` archives of any origin: each read whole, or refused in one line.
 
 Nothing is unpickled, no name of a member is taken for a path, and no more memory is asked for than is free.
 """
@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.machine import host_free_memory
-from catopt_xp.texts import one_line, plain
+from catopt_xp.io.console import one_line, plain
 
 LARGE = 1 << 30  # bytes in all, from which on an archive may not be packed tighter than
 TIGHTEST = 100  # times: arrays are not, but zeros are, to a thousandth
@@ -23,12 +22,14 @@ TIGHTEST = 100  # times: arrays are not, but zeros are, to a thousandth
 HostArrays = dict[str, np.ndarray[Any, Any]]
 
 
-def read_arrays(path: Path, names: Collection[str] | None = None) -> tuple[HostArrays, list[str]]:
-    """Arrays of an archive by name, and the names of all that it has; `names`: the arrays that are wanted, None: all.
+def read_arrays(path: Path, room: int, names: Collection[str] | None = None) -> tuple[HostArrays, list[str]]:
+    """Arrays of an archive by name, and the names of all that it has.
+
+    `room`: bytes of memory that the arrays may take; `names`: the arrays that are wanted (None: all).
 
     Every byte that is read is checked against the archive's checksums. Raises ValueError, in one line that begins with
     what cannot be read, for a damaged, foreign or pickled file, for one with two arrays of a name, for one that unpacks
-    to more than the free memory, or to more than 1 GiB and 100 times its size.
+    to more than `room`, or to more than 1 GiB and 100 times its size.
     """
     part = "the archive"
     try:
@@ -37,7 +38,7 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> tuple[HostA
             if len(members) != len(archive.infolist()):
                 raise ValueError("it has two arrays of the same name")
             wanted = {name: member for name, member in members.items() if names is None or name in names}
-            _check_size(list(wanted.values()), os.path.getsize(path))
+            _check_size(list(wanted.values()), os.path.getsize(path), room)
             arrays = {}
             for name, member in wanted.items():
                 part = member.filename
@@ -49,7 +50,7 @@ def read_arrays(path: Path, names: Collection[str] | None = None) -> tuple[HostA
     return arrays, list(members)
 
 
-def _check_size(members: list[zipfile.ZipInfo], file_size: int) -> None:
+def _check_size(members: list[zipfile.ZipInfo], file_size: int, room: int) -> None:
     """Refuses what would fill the memory. No member gives more bytes than the archive says here."""
     packed, unpacked = sum(member.compress_size for member in members), sum(member.file_size for member in members)
     if packed > file_size:
@@ -57,16 +58,8 @@ def _check_size(members: list[zipfile.ZipInfo], file_size: int) -> None:
     if unpacked > LARGE and unpacked > TIGHTEST * packed:
         told = f"it unpacks to {unpacked / 1e9:.1f} GB, more than {TIGHTEST} times its size"
         raise ValueError(f"{told}; save arrays like that with numpy.savez, which does not pack them")
-    free = _free_memory()
-    if unpacked > free:
-        raise ValueError(f"it takes {unpacked / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
-
-
-def _free_memory() -> int:
-    try:
-        return host_free_memory()
-    except OSError:  # a system that does not tell: there the allocation itself fails, or does not
-        return 1 << 62
+    if unpacked > room:
+        raise ValueError(f"it takes {unpacked / 1e9:.1f} GB of memory, {room / 1e9:.1f} GB are free")
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray[Any, Any]:
@@ -82,6 +75,3 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray[
         if member.read(1):
             raise ValueError("it is longer than its header says")
     return array
-
-
-__all__ = ["read_arrays"]
