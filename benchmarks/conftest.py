@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from catopt_xp import Backend, DeviceError, device_report, get_backend
-from catopt_xp.machine import thread_count
+from catopt_xp.backend.machine import thread_count
 
 STATISTICS = Path("/proc/stat")  # of the system; on Linux alone
 DISTURBED = 0.25  # processors busy with other programs

@@ -31,9 +31,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
 from catopt_xp import estimator as ours
+from catopt_xp.backend.machine import cpu_model, thread_count
 from catopt_xp.bench.table import describe_code, describe_machine
 from catopt_xp.io.files import write_whole
-from catopt_xp.machine import cpu_model, thread_count
 
 Array = np.ndarray[Any, Any]
 Sets = tuple[Array, Array, Array, Array]  # samples and labels to train on, and to test by

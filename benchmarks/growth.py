@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 import catopt_xp
+from catopt_xp.backend.machine import cpu_model, thread_count
 from catopt_xp.data.order import epoch_order
 from catopt_xp.engines import choose_engine
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.io.files import write_whole
-from catopt_xp.machine import cpu_model, thread_count
 
 N_X, M, UNITS, BATCH = 224 * 224 * 3, 2000, 30, 64
 SECONDS = 0.25  # of steps in a round, at least one

@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from catopt_xp.backend import NumpyBackend
+from catopt_xp.backend.machine import cpu_model, thread_count
+from catopt_xp.backend.xp import NumpyBackend
 from catopt_xp.bench.floor import measure_floor
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.plain import Settings
-from catopt_xp.machine import cpu_model, thread_count
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import make_optimizer
 

@@ -31,10 +31,10 @@ import numpy as np
 from PIL import Image
 
 import catopt_xp
+from catopt_xp.backend.threads import limited_threads
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.cuda_plan import CudaPlan
 from catopt_xp.optim import OPTIMIZERS, Adam
-from catopt_xp.threads import limited_threads
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["train", "evaluate", "predict", "export", "compare", "tune", "bench", "plot", "paths", "info"]

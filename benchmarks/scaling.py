@@ -26,16 +26,16 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.backend import NumpyBackend
+from catopt_xp.backend.machine import cpu_model, thread_count
+from catopt_xp.backend.threads import limited_threads
+from catopt_xp.backend.xp import NumpyBackend
 from catopt_xp.distributed import Ranks, rank_engine
 from catopt_xp.engines import choose_engine
 from catopt_xp.engines.panels import PANEL
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.io.files import write_whole
-from catopt_xp.machine import cpu_model, thread_count
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import Adam
-from catopt_xp.threads import limited_threads
 
 UNITS, HIDDEN, M = 30, (30, 20, 20), 2000
 N_X, SMALL = 224 * 224 * 3, PANEL

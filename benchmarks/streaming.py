@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 import catopt_xp
+from catopt_xp.backend.machine import cpu_model, host_free_memory, memory_size, thread_count
 from catopt_xp.data.row_file import BLOCK
 from catopt_xp.io.files import write_whole
-from catopt_xp.machine import cpu_model, host_free_memory, memory_size, thread_count
 
 N_X = 224 * 224 * 3
 BATCH = 64

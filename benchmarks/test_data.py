@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from catopt_xp import get_cat_set
+from catopt_xp.backend.threads import limited_threads
 from catopt_xp.data.decoding import decode_images
 from catopt_xp.data.scenes import draw_picture
-from catopt_xp.threads import limited_threads
 
 FILES, PICTURE, SHAPE = 120, (500, 400), (224, 224)
 TRAIN, TEST = 1000, 200  # photographs of each class

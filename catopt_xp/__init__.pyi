@@ -5,11 +5,13 @@ from .averages import MovingAverage as MovingAverage
 from .averages import bias_correction as bias_correction
 from .averages import exponential_moving_average as exponential_moving_average
 from .averages import moving_average as moving_average
-from .backend import Backend as Backend
-from .backend import asnumpy as asnumpy
-from .backend import device_report as device_report
-from .backend import get_array_module as get_array_module
-from .backend import get_backend as get_backend
+from .backend.devices import DeviceError as DeviceError
+from .backend.devices import DeviceFallbackWarning as DeviceFallbackWarning
+from .backend.xp import Backend as Backend
+from .backend.xp import asnumpy as asnumpy
+from .backend.xp import device_report as device_report
+from .backend.xp import get_array_module as get_array_module
+from .backend.xp import get_backend as get_backend
 from .base_optimizer import BaseOptimizer as BaseOptimizer
 from .batch_size import rule_of_thumb as rule_of_thumb
 from .callbacks import Callback as Callback
@@ -21,8 +23,6 @@ from .data.dataset import DataSet as DataSet
 from .data.drawings import get_drawn_set as get_drawn_set
 from .data.photographs import get_cat_set as get_cat_set
 from .data.sources import load_data as load_data
-from .devices import DeviceError as DeviceError
-from .devices import DeviceFallbackWarning as DeviceFallbackWarning
 from .estimator import MLPClassifier as MLPClassifier
 from .estimator import MLPRegressor as MLPRegressor
 from .experiments import compare as compare

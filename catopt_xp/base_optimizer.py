@@ -18,11 +18,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from catopt_xp.arrays import as_array
-from catopt_xp.backend import Array, Backend, backend_of
-from catopt_xp.parameters import Parameters, check_matches, dtype_name, is_bias
+from catopt_xp.backend.threads import deal
+from catopt_xp.backend.xp import Array, Backend, as_array, backend_of, dtype_name
+from catopt_xp.parameters import Parameters, check_matches, is_bias
 from catopt_xp.schedules import Scheduler, const_lr, describe
-from catopt_xp.threads import deal
 
 # Elements per slice of an update on a CPU: the arrays of a slice stay in cache for the whole rule, and each operation
 # is long enough that threads seldom wait for one another.

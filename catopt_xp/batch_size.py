@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from catopt_xp.backend import Backend
+from catopt_xp.backend.xp import Backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.data.resident import ResidentSet
 from catopt_xp.data.stream import StreamedSet

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from catopt_xp.backend import Array, backend_of
+from catopt_xp.backend.xp import Array, backend_of
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.checkpoint import npz_path
 from catopt_xp.history import History

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from catopt_xp.backend.machine import free_room
 from catopt_xp.io.archives import HostArrays, read_arrays
 from catopt_xp.io.console import plain
 from catopt_xp.io.files import write_whole
-from catopt_xp.machine import free_room
 
 FORMAT = "catopt_xp checkpoint"
 VERSION = 1

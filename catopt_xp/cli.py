@@ -23,7 +23,8 @@ from typing import Any, NoReturn, TextIO, cast
 import numpy as np
 
 from catopt_xp.arguments import OPTIMIZER_OPTIONS, REMEMBERED, RENAMED, parse_words, with_flags
-from catopt_xp.backend import Backend, device_report, get_backend
+from catopt_xp.backend.machine import thread_count
+from catopt_xp.backend.xp import Backend, device_report, get_backend
 from catopt_xp.bench import table
 from catopt_xp.bench.workload import Workload
 from catopt_xp.callbacks import Callback
@@ -60,7 +61,6 @@ from catopt_xp.export import FORMATS, INPUTS, export_onnx, export_safetensors
 from catopt_xp.flag_groups import NAME
 from catopt_xp.io.console import plain
 from catopt_xp.logs import CsvLog, JsonLog, TensorBoard
-from catopt_xp.machine import thread_count
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import make_optimizer
 from catopt_xp.plots import plot_benchmark, plot_comparison, plot_history, plot_mini_batch, plot_paths

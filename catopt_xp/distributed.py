@@ -20,16 +20,16 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend import Array, Backend, NumpyBackend, get_backend
+from catopt_xp.backend.devices import DeviceError, fall_back
+from catopt_xp.backend.machine import thread_count
+from catopt_xp.backend.xp import Array, Backend, NumpyBackend, get_backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.data.decoding import decode_files
-from catopt_xp.devices import DeviceError, fall_back
 from catopt_xp.engines import check_failure, panel_obstacle
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda_ranks import CoresRankEngine, CudaRankEngine
 from catopt_xp.engines.panels import PANEL, grain, subtrees
 from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.machine import thread_count
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
 
 Floats = NDArray[Any]

@@ -28,14 +28,13 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from catopt_xp.backend import Array, Backend, get_backend
+from catopt_xp.backend.xp import Array, Backend, dtype_name, get_backend
 from catopt_xp.estimator_arrays import as_host, backend_for, checked_samples, checked_weights, home_of, in_kind_of
 from catopt_xp.estimator_fit import MOST_SAMPLES, FittedNetwork
 from catopt_xp.estimator_labels import Labels
 from catopt_xp.estimator_rules import check_parameters, layer_sizes
 from catopt_xp.estimator_training import answers
 from catopt_xp.network import DeepNetwork
-from catopt_xp.parameters import dtype_name
 from catopt_xp.schedules import Scheduler
 
 HostArray = NDArray[Any]

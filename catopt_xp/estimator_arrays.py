@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.arrays import as_array
-from catopt_xp.backend import Array, Backend, asnumpy, backend_of, get_backend
-from catopt_xp.parameters import dtype_name
+from catopt_xp.backend.xp import Array, Backend, as_array, asnumpy, backend_of, dtype_name, get_backend
 
 CHECK_NUMBERS = 1 << 24  # looked at together when values are checked
 LARGE_STEP = 2e7  # operations of a step from which a GPU gains: one takes some 0.6 ms there, however small

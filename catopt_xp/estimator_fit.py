@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend import Array, Backend
+from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.estimator_lbfgs import Cost, minimise
 from catopt_xp.estimator_rules import HIDDEN, LearningRate, make_solver, penalty_of

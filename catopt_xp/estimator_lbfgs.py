@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, minimize
 
-from catopt_xp.backend import Array
+from catopt_xp.backend.xp import Array
 from catopt_xp.network import DeepNetwork
 
 HostArray = NDArray[Any]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
-from catopt_xp.backend import Array, Backend
+from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines import ENGINES
 from catopt_xp.optim import Adam, GradientDescent, Momentum, RMSProp

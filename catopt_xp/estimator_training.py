@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend import Array, Backend
+from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines import choose_engine
 from catopt_xp.engines.plain import Settings

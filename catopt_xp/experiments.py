@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.backend import Backend, asnumpy, get_backend
+from catopt_xp.backend.xp import Backend, asnumpy, get_backend
 from catopt_xp.data.dataset import DataSet
 from catopt_xp.data.sources import load_data
 from catopt_xp.history import History

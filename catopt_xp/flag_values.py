@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from catopt_xp.machine import memory_size
+from catopt_xp.backend.machine import memory_size
 from catopt_xp.schedules import Scheduler, parse
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from catopt_xp.backend import Array
+from catopt_xp.backend.xp import Array
 
 PIXEL_SCALE = 1.0 / 255.0
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.arrays import as_array
-from catopt_xp.backend import Backend, NumpyBackend, asnumpy, backend_of, get_backend
+from catopt_xp.backend.xp import Backend, NumpyBackend, as_array, asnumpy, backend_of, get_backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.batch_size import SMALL_SET, choose, measure, rule_of_thumb
 from catopt_xp.checkpoint import CheckpointError

@@ -6,9 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.arrays import as_array
-from catopt_xp.backend import Array, Backend, backend_of
-from catopt_xp.parameters import dtype_name
+from catopt_xp.backend.xp import Array, Backend, as_array, backend_of, dtype_name
 
 HostArray = np.ndarray[Any, Any]
 

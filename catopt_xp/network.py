@@ -14,8 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from catopt_xp.arrays import as_array
-from catopt_xp.backend import Array, Backend, asnumpy, backend_of, get_backend
+from catopt_xp.backend.xp import Array, Backend, as_array, asnumpy, backend_of, get_backend
 from catopt_xp.blocks import Batch
 from catopt_xp.functional import (
     HIDDEN_ACTIVATIONS,

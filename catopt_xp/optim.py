@@ -17,9 +17,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from catopt_xp.averages import bias_correction
-from catopt_xp.backend import Array
+from catopt_xp.backend.xp import Array, dtype_name
 from catopt_xp.base_optimizer import BaseOptimizer
-from catopt_xp.parameters import dtype_name
 from catopt_xp.schedules import Scheduler, const_lr
 
 __all__ = ["OPTIMIZERS", "Adam", "BaseOptimizer", "GradientDescent", "Momentum", "RMSProp", "make_optimizer"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.backend import Array, Backend, backend_of
+from catopt_xp.backend.xp import Array, Backend, backend_of, dtype_name, is_real
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -26,27 +26,6 @@ def is_bias(name: str) -> bool:
     (True, False, False)
     """
     return re.fullmatch(r"b\d+", name) is not None
-
-
-def dtype_name(x: Array) -> str:
-    """The name of an array's dtype, the same in every namespace and byte order.
-
-    >>> import numpy as np
-    >>> dtype_name(np.zeros(1, dtype=">f4"))
-    'float32'
-    """
-    return str(getattr(x.dtype, "name", x.dtype)).rpartition(".")[2]
-
-
-def is_real(x: Array) -> bool:
-    """Whether an array holds booleans, whole numbers or floats.
-
-    >>> import numpy as np
-    >>> is_real(np.zeros(1)), is_real(np.zeros(1, dtype=complex)), is_real(np.array(["1"]))
-    (True, False, False)
-    """
-    # The standard's dtypes have no kind, but names that begin with its letter: bool, int8, uint8, float32, complex64.
-    return getattr(x.dtype, "kind", dtype_name(x)[0]) in "buif"
 
 
 def common_dtype(arrays: Mapping[str, Any]) -> str:

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from catopt_xp.backend import (
-    Backend,
-)
+from catopt_xp.backend.machine import memory_size
+from catopt_xp.backend.xp import Backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.callbacks import Callback, EarlyStopping
 from catopt_xp.data.order import SHUFFLES
 from catopt_xp.engines import ENGINES
-from catopt_xp.machine import memory_size
 from catopt_xp.network import BaseRegressionModel
 from catopt_xp.schedules import Scheduler
 

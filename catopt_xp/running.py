@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from catopt_xp.backend.machine import size_text
 from catopt_xp.callbacks import Callback, Checkpointing, EarlyStopping, TrainState
 from catopt_xp.checkpoint import CheckpointError, npz_path
 from catopt_xp.data.order import epoch_order, window_order
@@ -27,7 +28,6 @@ from catopt_xp.engines.plain import Settings
 from catopt_xp.history import History
 from catopt_xp.io.console import Bar, Signals, plain
 from catopt_xp.job import Job
-from catopt_xp.machine import size_text
 from catopt_xp.plots import plot_mini_batch
 from catopt_xp.saving import RunState, changes, environment, save_run
 from catopt_xp.storage import check_pools

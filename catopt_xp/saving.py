@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.backend import Backend, asnumpy
+from catopt_xp.backend.xp import Backend, asnumpy
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.checkpoint import CheckpointError, group, is_finite, read_checkpoint, write_checkpoint
 from catopt_xp.history import History

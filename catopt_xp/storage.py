@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.backend import Backend, NumpyBackend, backend_of
+from catopt_xp.backend.devices import fall_back
+from catopt_xp.backend.machine import size_text
+from catopt_xp.backend.xp import Backend, NumpyBackend, backend_of, dtype_name
 from catopt_xp.data.dataset import DataSet
 from catopt_xp.data.resident import ResidentSet, labels_of, make_resident
 from catopt_xp.data.row_file import RowFile, find_rows, is_mapped
 from catopt_xp.data.stream import WINDOWS, StreamedDevSet, StreamedSet
-from catopt_xp.devices import fall_back
 from catopt_xp.distributed import Ranks
 from catopt_xp.labels import check_labels
-from catopt_xp.machine import size_text
 from catopt_xp.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
-from catopt_xp.parameters import common_dtype, dtype_name
+from catopt_xp.parameters import common_dtype
 from catopt_xp.plan import Plan
 from catopt_xp.saving import Checkpoint
 

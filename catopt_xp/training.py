@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catopt_xp.backend import Backend
+from catopt_xp.backend.threads import limited_threads
+from catopt_xp.backend.xp import Backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.callbacks import Callback
 from catopt_xp.distributed import Ranks
@@ -18,7 +19,6 @@ from catopt_xp.network import BaseRegressionModel
 from catopt_xp.plan import Plan
 from catopt_xp.running import Run
 from catopt_xp.schedules import Scheduler
-from catopt_xp.threads import limited_threads
 
 
 @dataclass

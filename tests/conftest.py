@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from catopt_xp.backend import Backend, NumpyBackend, get_backend
-from catopt_xp.devices import DeviceError
+from catopt_xp.backend.devices import DeviceError
+from catopt_xp.backend.xp import Backend, NumpyBackend, get_backend
 from catopt_xp.engines import check
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.plain import PlainEngine

@@ -20,12 +20,12 @@ from watched_inputs import Finding, Target, fault_of
 
 from catopt_xp import flag_values, schedules
 from catopt_xp.arguments import parse_words
+from catopt_xp.backend.machine import memory_size
 from catopt_xp.cli import main
 from catopt_xp.data.cache import load_rows, load_skipped
 from catopt_xp.data.decoding import decode_images, photograph_size
 from catopt_xp.data.sources import load_data
 from catopt_xp.history import History
-from catopt_xp.machine import memory_size
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import make_optimizer
 from catopt_xp.run_files import read_history, run_files

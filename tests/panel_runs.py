@@ -15,7 +15,7 @@ import numpy as np
 
 import catopt_xp
 from catopt_xp import schedules
-from catopt_xp.backend import Backend, NumpyBackend, asnumpy
+from catopt_xp.backend.xp import Backend, NumpyBackend, asnumpy
 from catopt_xp.data.order import epoch_order
 from catopt_xp.engines import panels
 from catopt_xp.engines.plain import PlainEngine, Settings

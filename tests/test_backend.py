@@ -16,14 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catopt_xp.backend import (
-    Backend,
-    CupyBackend,
-    NumpyBackend,
-    asnumpy,
-    backend_of,
-    get_array_module,
-)
+from catopt_xp.backend.xp import Backend, CupyBackend, NumpyBackend, asnumpy, backend_of, get_array_module
 
 
 class Foreign:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catopt_xp.backend import NumpyBackend
+from catopt_xp.backend.xp import NumpyBackend
 from catopt_xp.batch_size import (
     LARGEST,
     SMALL_SET,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from threadpoolctl import ThreadpoolController
 
+from catopt_xp.backend.machine import thread_count
 from catopt_xp.bench import table
 from catopt_xp.bench.agreement import STEPS, BenchError, check_agreement, small_workload
 from catopt_xp.bench.base_contender import Contender, used_threads
@@ -21,7 +22,6 @@ from catopt_xp.bench.floor import Floor, measure_floor
 from catopt_xp.bench.floor import main as floor_main
 from catopt_xp.bench.workload import Workload
 from catopt_xp.cli import main
-from catopt_xp.machine import thread_count
 from catopt_xp.optim import OPTIMIZERS
 from catopt_xp.plots import plot_benchmark
 

@@ -24,10 +24,10 @@ from PIL import Image
 
 import catopt_xp
 from catopt_xp import arguments, cli, ending, flag_values
+from catopt_xp.backend.devices import DeviceFallbackWarning
 from catopt_xp.checkpoint import read_checkpoint, write_checkpoint
 from catopt_xp.cli import main
 from catopt_xp.data import sources
-from catopt_xp.devices import DeviceFallbackWarning
 from catopt_xp.experiments import TITLES
 from catopt_xp.history import History
 from catopt_xp.io.console import ASKING_TO_END
@@ -268,7 +268,7 @@ def test_without_matplotlib_a_line_says_what_to_install(
     assert {file.name for file in folder.iterdir()} == {"model_latest.npz", "model_history.json", "model_history.csv"}
 
 
-@pytest.mark.filterwarnings("default::catopt_xp.backend.DeviceFallbackWarning")
+@pytest.mark.filterwarnings("default::catopt_xp.backend.xp.DeviceFallbackWarning")
 def test_a_warning_is_one_clean_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def warned() -> Any:
         warnings.warn("cuda cannot be used:\n  no driver", DeviceFallbackWarning, stacklevel=1)

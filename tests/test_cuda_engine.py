@@ -18,7 +18,7 @@ from cuda_runs import CpuDevice, cuda_engine, planted
 from panel_runs import Array, Case, assert_same_bits, assert_same_numbers, numbers_of, run, state, train
 
 from catopt_xp import engines, schedules
-from catopt_xp.backend import NumpyBackend
+from catopt_xp.backend.xp import NumpyBackend
 from catopt_xp.callbacks import TrainState
 from catopt_xp.data.order import epoch_order
 from catopt_xp.engines import check, choose_engine, cuda, cuda_plan

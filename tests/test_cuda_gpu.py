@@ -16,9 +16,9 @@ from cuda_stand_in import StandIn
 from panel_runs import Array, Case, assert_same_bits, assert_same_numbers, run
 
 import catopt_xp
-from catopt_xp.backend import Backend, CupyBackend, asnumpy, get_backend
+from catopt_xp.backend.devices import DeviceError
+from catopt_xp.backend.xp import Backend, CupyBackend, asnumpy, get_backend
 from catopt_xp.data.order import epoch_order
-from catopt_xp.devices import DeviceError
 from catopt_xp.engines import cuda
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda_plan import CHUNK_STEPS
@@ -237,7 +237,7 @@ def test_training_on_a_gpu_runs_the_panel_engine(dtype: str) -> None:
 # Three epochs of a small run, on tensor cores and without them.
 SMALL_RUN = """
 import sys
-from catopt_xp.backend import get_backend
+from catopt_xp.backend.xp.xp import get_backend
 from cuda_runs import PRODUCTS
 from panel_runs import Case, run
 for kind, dtype, samples in (PRODUCTS["tensor cores"], PRODUCTS["float64, pixels"]):
@@ -270,6 +270,6 @@ def test_the_checked_run_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     obstacle = cuda_on_cpu.obstacle()
     if obstacle is not None:
         pytest.skip(obstacle)
-    monkeypatch.setattr("catopt_xp.backend.get_backend", lambda *arguments, **options: CupyBackend(StandIn()))
+    monkeypatch.setattr("catopt_xp.backend.xp.get_backend", lambda *arguments, **options: CupyBackend(StandIn()))
     exec(SMALL_RUN, {})
     assert capsys.readouterr().out == "done\n"

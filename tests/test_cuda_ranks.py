@@ -10,7 +10,7 @@ import pytest
 from cuda_on_cpu import obstacle
 from ranks import OBSTACLE, answers
 
-from catopt_xp.backend import device_report
+from catopt_xp.backend.xp import device_report
 
 pytestmark = [
     pytest.mark.skipif(OBSTACLE is not None, reason=OBSTACLE or ""),
@@ -26,7 +26,7 @@ import cuda_runs
 from cuda_runs import CpuDevice
 from cuda_stand_in import StandIn
 from panel_runs import Case
-from catopt_xp.backend import CupyBackend, asnumpy; from catopt_xp.devices import DeviceError
+from catopt_xp.backend.xp.xp import CupyBackend, asnumpy; from catopt_xp.backend.xp.devices import DeviceError
 from catopt_xp.distributed import Ranks
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda_ranks import CoresRankEngine, CudaRankEngine

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catopt_xp import backend as backend_module
-from catopt_xp.backend import CupyBackend, device_report, get_backend
-from catopt_xp.devices import DeviceError, DeviceFallbackWarning, ProbeResult
+from catopt_xp.backend import xp as backend_module
+from catopt_xp.backend.devices import DeviceError, DeviceFallbackWarning, ProbeResult
+from catopt_xp.backend.xp import CupyBackend, device_report, get_backend
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -156,7 +156,7 @@ def test_report_without_a_gpu_is_complete_and_ready_for_json() -> None:
 
 def test_import_and_numpy_arrays_do_not_load_cupy() -> None:
     code = (
-        "import sys, numpy, catopt_xp.backend as b\n"
+        "import sys, numpy, catopt_xp.backend.xp as b\n"
         "b.get_backend('cpu'); b.backend_of(numpy.zeros(2)); b.asnumpy([1]); b.get_array_module([1])\n"
         "optional = {'cupy', 'numba', 'PIL', 'matplotlib', 'sklearn', 'mpi4py'}\n"
         "print(sorted(optional & set(sys.modules)))\n"

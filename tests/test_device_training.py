@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catopt_xp.backend import Backend
+from catopt_xp.backend.xp import Backend
 from catopt_xp.callbacks import TrainState
 from catopt_xp.network import DeepNetwork
 from catopt_xp.training import TrainResult, train

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catopt_xp import devices
-from catopt_xp.backend import _import_cupy
-from catopt_xp.devices import GpuInfo, ProbeResult, explain, probe_gpu
-from catopt_xp.machine import Machine, cpu_count, host_free_memory, look_at_machine
+from catopt_xp.backend import devices
+from catopt_xp.backend.devices import GpuInfo, Machine, ProbeResult, explain, look_at_machine, probe_gpu
+from catopt_xp.backend.machine import cpu_count, host_free_memory
+from catopt_xp.backend.xp import _import_cupy
 
 ONE_WHEEL = ("cupy-cuda12x 14.2.0",)
 TWO_WHEELS = ("cupy-cuda12x 14.2.0", "cupy-cuda13x 14.2.0")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from panel_runs import Case, python, train
 
-from catopt_xp.backend import Backend, NumpyBackend
+from catopt_xp.backend.xp import Backend, NumpyBackend
 from catopt_xp.engines import choose_engine
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.plain import PlainEngine, Settings

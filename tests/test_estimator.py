@@ -27,8 +27,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import catopt_xp
 from catopt_xp import estimator_arrays
-from catopt_xp.backend import NumpyBackend, get_backend
-from catopt_xp.devices import DeviceError, DeviceFallbackWarning
+from catopt_xp.backend.devices import DeviceError, DeviceFallbackWarning
+from catopt_xp.backend.xp import NumpyBackend, get_backend
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.estimator import MLPClassifier, MLPRegressor
 from catopt_xp.estimator_training import initial_network, shuffled

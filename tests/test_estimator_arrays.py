@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from catopt_xp.backend import Backend, get_backend
-from catopt_xp.devices import DeviceError
+from catopt_xp.backend.devices import DeviceError
+from catopt_xp.backend.xp import Backend, get_backend
 from catopt_xp.estimator import MLPClassifier, MLPRegressor
 from catopt_xp.estimator_arrays import checked_samples, checked_weights, in_kind_of, is_foreign
 

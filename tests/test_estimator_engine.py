@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catopt_xp.backend import Backend, NumpyBackend
+from catopt_xp.backend.xp import Backend, NumpyBackend
 from catopt_xp.blocks import Batch
 from catopt_xp.data.resident import make_resident
 from catopt_xp.engines import choose_engine, gpu_obstacle

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.utils import shuffle as shuffle_of_scikit_learn
 
-from catopt_xp.backend import get_backend
+from catopt_xp.backend.xp import get_backend
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.estimator import MLPClassifier, MLPRegressor
 from catopt_xp.estimator_labels import Labels

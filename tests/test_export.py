@@ -24,7 +24,7 @@ from short_runs import N_X, M, fit, small_network, small_set
 
 import catopt_xp
 from catopt_xp import export
-from catopt_xp.backend import Backend
+from catopt_xp.backend.xp import Backend
 from catopt_xp.checkpoint import CheckpointError
 from catopt_xp.cli import main
 from catopt_xp.estimator import MLPClassifier, MLPRegressor

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from cuda_runs import CpuDevice
 
-from catopt_xp.backend import NumpyBackend
+from catopt_xp.backend.machine import thread_count
+from catopt_xp.backend.xp import NumpyBackend
 from catopt_xp.bench import gpu_floor, gpu_jobs, gpu_kernels
 from catopt_xp.bench.agreement import BenchError, difference, reference_losses, small_workload
 from catopt_xp.bench.base_contender import ORDERS, Contender
@@ -26,7 +27,6 @@ from catopt_xp.bench.gpu_kernels import Recorder, measure_launches, measure_plai
 from catopt_xp.bench.workload import Workload
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.plain import PlainEngine
-from catopt_xp.machine import thread_count
 from catopt_xp.optim import OPTIMIZERS
 
 THREADS = thread_count()

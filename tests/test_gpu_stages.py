@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from catopt_xp.backend.machine import thread_count
 from catopt_xp.bench import gpu_row, gpu_stages
 from catopt_xp.bench.agreement import BenchError, reference_losses, small_workload
 from catopt_xp.bench.gpu_contenders import GPU_CONTENDERS
@@ -25,7 +26,6 @@ from catopt_xp.bench.gpu_table import ms, report, rows_of, table
 from catopt_xp.bench.stages import Clock, Stage, run_command
 from catopt_xp.bench.worker import OutOfTime
 from catopt_xp.bench.workload import Workload
-from catopt_xp.machine import thread_count
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 SMALL = Workload(n_x=3000, m=96, learning_rate=1e-3)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catopt_xp import backend as backend_module
-from catopt_xp.backend import Backend, NumpyBackend, backend_of
+from catopt_xp.backend import xp as backend_module
+from catopt_xp.backend.xp import Backend, NumpyBackend, backend_of
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.blocks import MIN_WIDTH, Batch
 from catopt_xp.engines.plain import PlainEngine, Settings

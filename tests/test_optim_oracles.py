@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from catopt_xp import optim
-from catopt_xp.backend import Backend
+from catopt_xp.backend.xp import Backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.optim import Adam, GradientDescent, Momentum, RMSProp
 from catopt_xp.parameters import Parameters

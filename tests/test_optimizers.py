@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from catopt_xp import base_optimizer
-from catopt_xp.backend import Backend, NumpyBackend
+from catopt_xp.backend.xp import Backend, NumpyBackend
 from catopt_xp.base_optimizer import SLICE, BaseOptimizer
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import OPTIMIZERS, Adam, GradientDescent, Momentum, RMSProp, make_optimizer

@@ -158,7 +158,7 @@ def run_on(workers: int, case: Case, monkeypatch: pytest.MonkeyPatch) -> dict[st
         compiled(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("catopt_xp.threads.thread_count", lambda: workers)
+        patch.setattr("catopt_xp.backend.threads.thread_count", lambda: workers)
         patch.setattr(cpu, "LEAST_WORK", 1)
         patch.setattr(engine, "_run_panels", together)
         arrays = run(engine, case)
@@ -188,7 +188,7 @@ def test_a_fault_in_a_worker_is_raised_and_leaves_the_weights_whole(monkeypatch:
             raise MemoryError("no room for a worker")
         compiled(*arguments)
 
-    monkeypatch.setattr("catopt_xp.threads.thread_count", lambda: 2)
+    monkeypatch.setattr("catopt_xp.backend.threads.thread_count", lambda: 2)
     monkeypatch.setattr(engine, "_run_panels", fail_elsewhere)
     with pytest.raises(MemoryError, match="no room for a worker"):
         run(engine, WIDE)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catopt_xp.backend import Backend, NumpyBackend
+from catopt_xp.backend.xp import Backend, NumpyBackend
 from catopt_xp.data.resident import CHECK_ROWS, ResidentSet, make_resident
 from catopt_xp.labels import check_labels
 

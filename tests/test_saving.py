@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catopt_xp.backend import Backend
+from catopt_xp.backend.xp import Backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from catopt_xp.network import DeepNetwork

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from panel_runs import Case
 from short_runs import Crash, crash, interrupt, make_run
 
-from catopt_xp.backend import Backend, CupyBackend, NumpyBackend
+from catopt_xp.backend.machine import memory_size, size_text
+from catopt_xp.backend.xp import Backend, CupyBackend, NumpyBackend
 from catopt_xp.callbacks import TrainState
 from catopt_xp.cli import main
 from catopt_xp.data.order import Pool, window_bounds, window_order, window_pools
@@ -31,7 +32,6 @@ from catopt_xp.data.stream import StreamedRows, StreamedSet
 from catopt_xp.distributed import Ranks
 from catopt_xp.engines.cuda import CudaEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.machine import memory_size, size_text
 from catopt_xp.running import Interrupted, Run
 from catopt_xp.training import TrainResult, train
 
@@ -280,7 +280,7 @@ def test_a_set_that_does_not_fit_the_free_memory_is_streamed_unasked(
     run = make_run(**arguments(file, memory_limit=None))
     assert run.stream is None
     working = 4 * (5 * sum(x.size for x in run.job.model.save().values()) + 512 * N_X)
-    monkeypatch.setattr("catopt_xp.backend.host_free_memory", lambda: working + 3000)
+    monkeypatch.setattr("catopt_xp.backend.xp.host_free_memory", lambda: working + 3000)
     run = make_run(**arguments(file, memory_limit=None))
     assert run.stream is not None
     assert run.stream.window == 1024 // (4 * N_X)  # the largest power of two within half of what is free

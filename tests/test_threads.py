@@ -7,8 +7,15 @@ import threading
 import numpy as np
 import pytest
 
-from catopt_xp.machine import thread_count
-from catopt_xp.threads import _controller, deal, limited_threads, run_tasks, run_workers, single_threaded_products
+from catopt_xp.backend.machine import thread_count
+from catopt_xp.backend.threads import (
+    _controller,
+    deal,
+    limited_threads,
+    run_tasks,
+    run_workers,
+    single_threaded_products,
+)
 from catopt_xp.training import train
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catopt_xp import backend as backend_module
+from catopt_xp.backend import xp as backend_module
+from catopt_xp.backend.devices import DeviceError, DeviceFallbackWarning, ProbeResult
 from catopt_xp.data.dataset import DataArgumentError, DataSet
-from catopt_xp.devices import DeviceError, DeviceFallbackWarning, ProbeResult
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import Adam, GradientDescent
 from catopt_xp.running import TrainingDiverged

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from short_runs import N_X, RATES, Array, fit, flat, make_run, small_network, small_set
 
-from catopt_xp.backend import Backend, asnumpy
+from catopt_xp.backend.xp import Backend, asnumpy
 from catopt_xp.callbacks import TrainState
 from catopt_xp.checkpoint import read_checkpoint
 from catopt_xp.network import BaseRegressionModel

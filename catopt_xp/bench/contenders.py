@@ -14,13 +14,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend import NumpyBackend
+from catopt_xp.backend.machine import host_free_memory
+from catopt_xp.backend.xp import NumpyBackend
 from catopt_xp.bench.base_contender import Contender, used_threads
 from catopt_xp.bench.chapter_peer import ChapterPeer
 from catopt_xp.bench.workload import Workload
 from catopt_xp.engines import choose_engine
 from catopt_xp.engines.plain import Settings
-from catopt_xp.machine import host_free_memory
 from catopt_xp.optim import OPTIMIZERS
 from catopt_xp.version import __version__
 

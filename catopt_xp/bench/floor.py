@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from catopt_xp.backend.machine import cpu_model, thread_count
+from catopt_xp.backend.threads import deal
 from catopt_xp.bench.workload import Workload
 from catopt_xp.engines import numba_obstacle
 from catopt_xp.engines.panels import aligned_zeros
-from catopt_xp.machine import cpu_model, thread_count
 from catopt_xp.optim import OPTIMIZERS
-from catopt_xp.threads import deal
 
 Floats = NDArray[np.float32]
 Choice = Callable[[Sequence[float]], float]  # of several times of the same work

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend import Backend, get_backend
+from catopt_xp.backend.machine import thread_count
+from catopt_xp.backend.xp import Backend, get_backend
 from catopt_xp.bench.base_contender import Contender, EpochContender
 from catopt_xp.bench.workload import Workload
 from catopt_xp.engines import panel_obstacle
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.machine import thread_count
 from catopt_xp.optim import OPTIMIZERS
 from catopt_xp.version import __version__
 

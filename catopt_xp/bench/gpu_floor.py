@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.backend import Backend
+from catopt_xp.backend.xp import Backend
 from catopt_xp.bench.floor import NUMBERS, READ_AND_WRITTEN, STATE_ARRAYS, operations, state_bytes
 from catopt_xp.bench.workload import Workload
 

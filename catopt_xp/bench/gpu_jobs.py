@@ -13,7 +13,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from catopt_xp.backend import Backend, get_backend
+from catopt_xp.backend.devices import cuda_version
+from catopt_xp.backend.xp import Backend, get_backend
 from catopt_xp.bench.agreement import BenchError, small_workload
 from catopt_xp.bench.base_contender import Contender
 from catopt_xp.bench.gpu_contenders import GPU_CONTENDERS, EngineEpochs
@@ -23,7 +24,6 @@ from catopt_xp.bench.workload import Workload
 from catopt_xp.engines import choose_engine
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.machine import cuda_version
 from catopt_xp.optim import make_optimizer
 from catopt_xp.training import train
 

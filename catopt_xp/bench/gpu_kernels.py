@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend import Array, Backend
+from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.bench.agreement import BenchError
 from catopt_xp.bench.gpu_contenders import EngineEpochs
 from catopt_xp.bench.gpu_floor import device_seconds, step_bytes
@@ -196,7 +196,7 @@ def measure_steps(
 def measure_plain(work: Workload, backend: Backend) -> dict[str, float]:
     """Seconds of an epoch of the plain engine: on the host until all is queued, and on the GPU, medians.
 
-    >>> from catopt_xp.backend import NumpyBackend
+    >>> from catopt_xp.backend.xp.xp import NumpyBackend
     >>> sorted(measure_plain(Workload(n_x=12, m=10, batch_size=4), NumpyBackend()))
     ['device', 'host']
     """

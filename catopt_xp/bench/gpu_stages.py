@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from catopt_xp.backend.machine import thread_count
 from catopt_xp.bench.agreement import BenchError, difference, reference_losses, small_workload
 from catopt_xp.bench.gpu_contenders import GPU_CONTENDERS, OURS, missing_library
 from catopt_xp.bench.gpu_jobs import KERNELS, GpuJobs
@@ -21,7 +22,6 @@ from catopt_xp.bench.stages import Clock, Stage, run_command
 from catopt_xp.bench.table import describe_code, describe_machine
 from catopt_xp.bench.worker import Worker
 from catopt_xp.bench.workload import Workload
-from catopt_xp.machine import thread_count
 
 REFERENCE = Workload()
 ROOT = Path(__file__).parents[2]  # of a checkout, where the tests are

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from catopt_xp.backend.machine import cpu_count, cpu_model, host_free_memory
 from catopt_xp.bench.agreement import BenchError, check_agreement, small_workload
 from catopt_xp.bench.base_contender import Contender
 from catopt_xp.bench.contenders import CONTENDERS, available
@@ -28,7 +29,6 @@ from catopt_xp.bench.floor import Floor, measure_floor
 from catopt_xp.bench.workload import Workload, drop_sets
 from catopt_xp.data.dataset import check_memory
 from catopt_xp.io.files import write_whole
-from catopt_xp.machine import cpu_count, cpu_model, host_free_memory
 from catopt_xp.version import __version__
 
 BATCH_SIZES: tuple[int, ...] = (1, 8, 64, 128, 512, 2000)

@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
+from catopt_xp.backend.devices import DeviceError
 from catopt_xp.bench.agreement import BenchError
-from catopt_xp.devices import DeviceError
 
 TAIL = 2000  # characters of a dead process's last words that are kept
 

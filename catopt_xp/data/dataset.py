@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from catopt_xp.machine import address_room, host_free_memory
+from catopt_xp.backend.machine import address_room, host_free_memory
 
 ON_ERROR = ("raise", "skip")
 SMALLER_PICTURES = "choose a smaller img_shape, or fewer pictures (train_size, dev_size)"

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from catopt_xp.backend.machine import thread_count
 from catopt_xp.data.dataset import DataArgumentError, check_memory, check_on_error, checked_img_shape
 from catopt_xp.io.console import Bar, one_line, plain
-from catopt_xp.machine import thread_count
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from catopt_xp.backend.machine import thread_count
 from catopt_xp.data.cache import cache_file, load_rows, store_rows
 from catopt_xp.data.dataset import DataSet, check_memory, checked_img_shape, checked_whole
 from catopt_xp.data.scenes import draw_picture
 from catopt_xp.io.console import Bar
-from catopt_xp.machine import thread_count
 
 RECIPE = 1  # a change in how the drawings look takes the next number, so that no old cache file is read
 TRAIN, DEV = 0, 1

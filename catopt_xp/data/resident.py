@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.arrays import as_array
-from catopt_xp.backend import Array, Backend, asnumpy, backend_of
+from catopt_xp.backend.xp import Array, Backend, as_array, asnumpy, backend_of
 from catopt_xp.labels import as_rows, check_labels
 
 PIXELS_OR_NUMBERS = "give uint8 pixels or real numbers"

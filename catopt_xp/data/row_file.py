@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend import Array, Backend
+from catopt_xp.backend.xp import Array, Backend
 
 BLOCK = 8 << 20  # bytes read at a time: what a second Ctrl-C waits for, and what is staged for a GPU
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend import Array, Backend
+from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.data.order import Pool, window_bounds, window_pools
 from catopt_xp.data.resident import ResidentSet
 from catopt_xp.data.row_file import Reader, RowFile

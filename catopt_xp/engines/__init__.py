@@ -15,7 +15,8 @@ import importlib.util
 import os
 import warnings
 
-from catopt_xp.backend import Array, Backend
+from catopt_xp.backend.machine import address_room
+from catopt_xp.backend.xp import Array, Backend, dtype_name
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.check import self_check
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
@@ -23,10 +24,8 @@ from catopt_xp.engines.cuda_plan import plan_of
 from catopt_xp.engines.panels import PANEL
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.io.console import Signals
-from catopt_xp.machine import address_room
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import Adam, GradientDescent, Momentum, RMSProp
-from catopt_xp.parameters import dtype_name
 
 ENGINES = ("auto", "plain", "panels")
 LEAST_EPS = 1e-30  # the panel engine estimates quotients, for denominators that are well above the smallest floats

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend import Array, get_backend
+from catopt_xp.backend.xp import Array, get_backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.functional import pixel_scale

@@ -13,7 +13,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend import Array, Backend
+from catopt_xp.backend.threads import run_workers
+from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.compiled import Compiled
 from catopt_xp.engines.lanes import (
@@ -35,7 +36,6 @@ from catopt_xp.engines.updates import NUMBERS, update
 from catopt_xp.engines.vectors import VECTOR_BYTES
 from catopt_xp.functional import pixel_scale
 from catopt_xp.network import DeepNetwork
-from catopt_xp.threads import run_workers
 
 Rows = NDArray[np.int64]
 Floats = NDArray[Any]

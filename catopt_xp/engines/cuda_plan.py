@@ -16,12 +16,11 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend import Array
+from catopt_xp.backend.xp import Array, dtype_name
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.data.order import batches
 from catopt_xp.functional import pixel_scale
 from catopt_xp.network import DeepNetwork
-from catopt_xp.parameters import dtype_name
 
 Rows = NDArray[np.int64]
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from catopt_xp.backend import Array, Backend
+from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.cuda import CudaEngine, CupyDevice, Device, Products
 from catopt_xp.engines.cuda_plan import SUMMING_THREADS

@@ -14,13 +14,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend import Array, Backend
+from catopt_xp.backend.threads import deal
+from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.blocks import feature_blocks, float_bytes
 from catopt_xp.data.order import batches
 from catopt_xp.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.parameters import Parameters, common_dtype, is_bias
-from catopt_xp.threads import deal
 
 Rows = NDArray[np.int64]
 

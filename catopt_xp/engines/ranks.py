@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from catopt_xp.backend import Array, Backend
+from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.exchange import Exchange

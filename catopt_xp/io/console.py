@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
+import warnings
 from types import FrameType, TracebackType
 from typing import Any
 
 from tqdm import tqdm
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the line of the caller: the first one outside the package."""
+    package = os.path.dirname(os.path.dirname(__file__)) + os.sep
+    frame, level = sys._getframe(0), 1  # level 1 is this function
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def plain(text: object) -> str:

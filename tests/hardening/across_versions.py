@@ -21,7 +21,7 @@ from typing import Any
 import environments
 import numpy as np
 
-from catopt_xp.machine import cpu_model
+from catopt_xp.backend.machine import cpu_model
 
 JOB = environments.REPOSITORY / "tests" / "fixed_job.py"
 NUMPY = ("2.0", "2.1", "2.2", "2.3", "2.4", "2.5")

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from catopt_xp.backend.machine import cpu_model
 from catopt_xp.io.files import write_whole
-from catopt_xp.machine import cpu_model
 
 if sys.platform != "win32":
     import fcntl

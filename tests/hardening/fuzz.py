@@ -105,8 +105,8 @@ def record(name: str, found: dict[str, Any]) -> None:
     import numpy as np
     import PIL
 
+    from catopt_xp.backend.machine import cpu_model
     from catopt_xp.io.files import write_whole
-    from catopt_xp.machine import cpu_model
 
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"targets": {}}
     versions = {"python": platform.python_version(), "numpy": np.__version__, "pillow": PIL.__version__}

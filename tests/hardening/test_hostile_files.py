@@ -29,10 +29,10 @@ from fuzz_targets import TARGETS, short_run, small_set
 from watched_inputs import Finding, Target, examine
 
 from catopt_xp import schedules
+from catopt_xp.backend.machine import memory_size
 from catopt_xp.checkpoint import CheckpointError, read_checkpoint
 from catopt_xp.data import cache
 from catopt_xp.data.sources import load_data
-from catopt_xp.machine import memory_size
 from catopt_xp.network import DeepNetwork
 from catopt_xp.optim import make_optimizer
 from catopt_xp.plots import plot_comparison, plot_history
@@ -252,7 +252,7 @@ def test_a_member_that_is_listed_many_times_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_unpacks_to_more_than_the_free_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("catopt_xp.machine.host_free_memory", lambda: 1000)
+    monkeypatch.setattr("catopt_xp.backend.machine.host_free_memory", lambda: 1000)
     X, Y = small_set(200)
     np.savez(tmp_path / "a.npz", X=X, Y=Y)
     with pytest.raises(

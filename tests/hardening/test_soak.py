@@ -25,10 +25,10 @@ import soak
 from PIL import Image
 
 from catopt_xp import CsvLog, JsonLog, TensorBoard, load_model
-from catopt_xp.backend import get_backend
+from catopt_xp.backend.devices import DeviceError
+from catopt_xp.backend.xp import get_backend
 from catopt_xp.callbacks import TrainState
 from catopt_xp.data.photographs import get_photograph_set
-from catopt_xp.devices import DeviceError
 from catopt_xp.training import TrainResult, train
 
 pytestmark = pytest.mark.skipif(soak.OBSTACLE is not None, reason=str(soak.OBSTACLE))

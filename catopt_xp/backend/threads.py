@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import LibController, ThreadpoolController
 
-from catopt_xp.machine import THREADS, thread_count
+from catopt_xp.backend.machine import THREADS, thread_count
 
 MOST_THREADS = 256
 Result = TypeVar("Result")

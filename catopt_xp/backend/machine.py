@@ -1,13 +1,8 @@
-"""Facts about this machine: NVIDIA driver, CuPy packages, processor, free memory.
-
-Floor F0. Nothing here imports CuPy or starts CUDA.
-"""
+"""Facts about this machine: its processors, threads and free memory."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import importlib.metadata
 import math
 import os
 import platform
@@ -16,74 +11,10 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 
 if sys.platform != "win32":
     import resource
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The facts that tell one cause of an unusable GPU from another.
-
-    Args:
-        cupy_distributions: every installed distribution whose name starts with "cupy", as "name version".
-        kernel_driver: whether the NVIDIA kernel module is loaded.
-        driver_cuda: the newest CUDA that the driver library serves (12080 is 12.8); None without a library.
-        visible_devices: the environment variable CUDA_VISIBLE_DEVICES.
-    """
-
-    cupy_distributions: tuple[str, ...] = ()
-    kernel_driver: bool = False
-    driver_cuda: int | None = None
-    visible_devices: str | None = None
-
-    @property
-    def cupy_wheels(self) -> list[str]:
-        """The names of those that provide the module ``cupy``: two of them overwrite each other.
-
-        >>> Machine(("cupy-cuda12x 14.2.0", "cupy-xarray 0.1.4")).cupy_wheels
-        ['cupy-cuda12x']
-        """
-        names = [distribution.split()[0] for distribution in self.cupy_distributions]
-        return [name for name in names if re.fullmatch(r"cupy(-cuda\w+|-rocm[\w-]+)?", name)]
-
-
-def look_at_machine() -> Machine:
-    """The facts about this machine, read anew at each call.
-
-    >>> isinstance(look_at_machine().kernel_driver, bool)
-    True
-    """
-    found = {
-        ((distribution.metadata["Name"] or "").lower(), distribution.version)
-        for distribution in importlib.metadata.distributions()
-    }
-    return Machine(
-        cupy_distributions=tuple(sorted(f"{name} {number}" for name, number in found if name.startswith("cupy"))),
-        kernel_driver=Path("/proc/driver/nvidia").exists(),
-        driver_cuda=_driver_cuda_version(),
-        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
-    )
-
-
-def _driver_cuda_version() -> int | None:
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:  # no NVIDIA driver library here: the answer, not a failure
-        return None
-    number = ctypes.c_int(0)
-    return number.value if driver.cuDriverGetVersion(ctypes.byref(number)) == 0 else None
-
-
-def cuda_version(number: int) -> str:
-    """CUDA's own number of a version, as people write it.
-
-    >>> cuda_version(12080)
-    '12.8'
-    """
-    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def cpu_model() -> str:

@@ -1,28 +1,29 @@
 """Where arrays live: one object names the array module (``xp``), the device and why it was chosen.
 
-Floor F0. NumPy on a CPU, CuPy on an NVIDIA GPU, and one portable backend that uses nothing beyond the Python array API
-standard (the tests run every formula on it, which shows that no formula leans on NumPy alone).
-There is no current device: a backend is passed on, or read off the arrays with :func:`backend_of`.
-Importing this module never imports CuPy; the first request for a GPU does.
+NumPy on a CPU, CuPy on an NVIDIA GPU, and one portable backend that uses nothing beyond the Python array API standard.
+The tests run every formula on the portable one, which shows that no formula leans on NumPy alone. There is no current
+device: a backend is passed on, or read off the arrays with `backend_of`. Importing this module never imports CuPy; the
+first request for a GPU does.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias
+from types import TracebackType
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 
-from catopt_xp.devices import (
-    DeviceError,
-    DeviceFallbackWarning,
+from catopt_xp.backend.devices import (
     DeviceReport,
     ProbeResult,
     fall_back,
@@ -30,12 +31,90 @@ from catopt_xp.devices import (
     probe_gpu,
     strict_by_environment,
 )
-from catopt_xp.machine import host_free_memory
-from catopt_xp.threads import Result, run_tasks, single_threaded_products
-from catopt_xp.timers import CudaTimer, Timer
+from catopt_xp.backend.machine import host_free_memory
+from catopt_xp.backend.threads import Result, run_tasks, single_threaded_products
+from catopt_xp.io.console import one_line
 
-__all__ = ["Array", "Backend", "CupyBackend", "DeviceError", "DeviceFallbackWarning", "DeviceReport", "NumpyBackend"]
-__all__ += ["Timer", "asnumpy", "backend_of", "device_report", "get_array_module", "get_backend"]
+
+def dtype_name(x: Array) -> str:
+    """The name of an array's dtype, the same in every namespace and byte order.
+
+    >>> import numpy as np
+    >>> dtype_name(np.zeros(1, dtype=">f4"))
+    'float32'
+    """
+    return str(getattr(x.dtype, "name", x.dtype)).rpartition(".")[2]
+
+
+def is_real(x: Array) -> bool:
+    """Whether an array holds booleans, whole numbers or floats.
+
+    >>> import numpy as np
+    >>> is_real(np.zeros(1)), is_real(np.zeros(1, dtype=complex)), is_real(np.array(["1"]))
+    (True, False, False)
+    """
+    # The standard's dtypes have no kind, but names that begin with its letter: bool, int8, uint8, float32, complex64.
+    return getattr(x.dtype, "kind", dtype_name(x)[0]) in "buif"
+
+
+class Timer:
+    """Time of a ``with`` block: ``host`` and ``device``, in seconds, not-a-number until the block has ended.
+
+    On a CPU both are the same. On a GPU ``host`` is the time until every launch had been queued, ``device``
+    the time between two CUDA events around the block: where the two are close, launching takes the time.
+
+    >>> with Timer() as timer:
+    ...     total = sum(range(1000))
+    >>> timer.host > 0 and timer.device == timer.host
+    True
+    """
+
+    def __init__(self) -> None:
+        self.host = math.nan
+        self.device = math.nan
+        self._start = math.nan
+
+    def __enter__(self) -> Self:
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.host = self.device = time.perf_counter() - self._start
+
+
+class CudaTimer(Timer):
+    """The :class:`Timer` of GPU number ``index``, on the current stream; ``xp`` is CuPy.
+
+    Leaving the block waits for the GPU. After an exception ``device`` stays not-a-number.
+    """
+
+    def __init__(self, xp: Any, index: int) -> None:
+        super().__init__()
+        self._xp = xp
+        self._index = index
+        with xp.cuda.Device(index):
+            self._first = xp.cuda.Event()
+            self._last = xp.cuda.Event()
+
+    def __enter__(self) -> Self:
+        with self._xp.cuda.Device(self._index):
+            self._first.record()
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self.device = math.nan
+        if error is not None:  # a failed GPU would fail here once more and hide the first error
+            return
+        with self._xp.cuda.Device(self._index):
+            self._last.record()
+        self._last.synchronize()  # sync
+        self.device = self._xp.cuda.get_elapsed_time(self._first, self._last) / 1000.0
+
 
 Array: TypeAlias = Any
 """An array of the backend at hand (CuPy ships few types, so this is ``Any`` to a type checker)."""
@@ -444,3 +523,25 @@ def _is_on_cuda(x: Any) -> bool:
 def _namespace_of(x: Any) -> Any:
     """The array API module that ``x`` names as its own, or None."""
     return x.__array_namespace__() if hasattr(x, "__array_namespace__") else None
+
+
+def as_array(x: Any, name: str, backend: Backend | None = None, wanted: str = "give real numbers") -> Array:
+    """`x`, an array of any library, a list or a number, as an array of real numbers of `backend` (None: NumPy).
+
+    `name`: of the argument, and `wanted`: what to do, for messages. Raises TypeError or ValueError in one line for what
+    is no array, holds anything else, or has masked values.
+
+    >>> as_array([1, 2], "Y")
+    array([1, 2])
+    >>> as_array(["cat"], "Y")
+    Traceback (most recent call last):
+    TypeError: Y holds <U3; give real numbers
+    """
+    try:
+        array = (backend or NumpyBackend()).asarray(x)
+    except (TypeError, ValueError, BufferError) as error:  # lists of unequal lengths, a mask, memory that is not shared
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"{name} cannot be taken as an array ({one_line(error)}); {wanted}") from error
+    if not is_real(array):
+        raise TypeError(f"{name} holds {str(array.dtype).rpartition('.')[2]}; {wanted}")
+    return array

@@ -1,29 +1,26 @@
 """Can the GPU be used, and if not, why not and what to do; and the report that says so.
 
-Floor F0. Nothing here imports CuPy: :mod:`catopt_xp.backend` hands the module in.
+Nothing here imports CuPy: `catopt_xp.backend.xp` hands the module in.
 """
 
 from __future__ import annotations
 
+import ctypes
+import importlib.metadata
 import os
 import platform
+import re
 import sys
 import textwrap
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from catopt_xp.machine import (
-    Machine,
-    cpu_count,
-    cpu_model,
-    cuda_version,
-    host_free_memory,
-    look_at_machine,
-)
+from catopt_xp.backend.machine import cpu_count, cpu_model, host_free_memory
+from catopt_xp.io.console import warn
 
 INSTALL = 'pip install "catopt-xp[cuda12x]" (or "catopt-xp[cuda13x]" with an NVIDIA driver of 580 or newer)'
 INSPECT = "look at the output of nvidia-smi and compare the versions in catopt_xp.device_report()"
@@ -51,11 +48,7 @@ def fall_back(message: str, strict_device: bool | None) -> None:
         strict_device = strict_by_environment()
     if strict_device:
         raise DeviceError(message)
-    package = os.path.dirname(__file__) + os.sep
-    frame, level = sys._getframe(0), 1  # level 1 is this function
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(f"{message} Running on the CPU.", DeviceFallbackWarning, stacklevel=level)
+    warn(f"{message} Running on the CPU.", DeviceFallbackWarning)
 
 
 def strict_by_environment() -> bool:
@@ -302,3 +295,66 @@ def _gpu_info(load_cupy: Callable[[], Any], index: int) -> GpuInfo:
 
 def _gibibytes(count: int, what: str = "free") -> str:
     return f"{count / 2**30:.1f} GiB {what}"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The facts that tell one cause of an unusable GPU from another.
+
+    Args:
+        cupy_distributions: every installed distribution whose name starts with "cupy", as "name version".
+        kernel_driver: whether the NVIDIA kernel module is loaded.
+        driver_cuda: the newest CUDA that the driver library serves (12080 is 12.8); None without a library.
+        visible_devices: the environment variable CUDA_VISIBLE_DEVICES.
+    """
+
+    cupy_distributions: tuple[str, ...] = ()
+    kernel_driver: bool = False
+    driver_cuda: int | None = None
+    visible_devices: str | None = None
+
+    @property
+    def cupy_wheels(self) -> list[str]:
+        """The names of those that provide the module ``cupy``: two of them overwrite each other.
+
+        >>> Machine(("cupy-cuda12x 14.2.0", "cupy-xarray 0.1.4")).cupy_wheels
+        ['cupy-cuda12x']
+        """
+        names = [distribution.split()[0] for distribution in self.cupy_distributions]
+        return [name for name in names if re.fullmatch(r"cupy(-cuda\w+|-rocm[\w-]+)?", name)]
+
+
+def look_at_machine() -> Machine:
+    """The facts about this machine, read anew at each call.
+
+    >>> isinstance(look_at_machine().kernel_driver, bool)
+    True
+    """
+    found = {
+        ((distribution.metadata["Name"] or "").lower(), distribution.version)
+        for distribution in importlib.metadata.distributions()
+    }
+    return Machine(
+        cupy_distributions=tuple(sorted(f"{name} {number}" for name, number in found if name.startswith("cupy"))),
+        kernel_driver=Path("/proc/driver/nvidia").exists(),
+        driver_cuda=_driver_cuda_version(),
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+    )
+
+
+def _driver_cuda_version() -> int | None:
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:  # no NVIDIA driver library here: the answer, not a failure
+        return None
+    number = ctypes.c_int(0)
+    return number.value if driver.cuDriverGetVersion(ctypes.byref(number)) == 0 else None
+
+
+def cuda_version(number: int) -> str:
+    """CUDA's own number of a version, as people write it.
+
+    >>> cuda_version(12080)
+    '12.8'
+    """
+    return f"{number // 1000}.{number % 1000 // 10}"
