@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from catopt_xp import Backend, BaseOptimizer, DeepNetwork, get_backend, make_optimizer
-from catopt_xp.parameters import Parameters
+from catopt_xp.nn.parameters import Parameters
 
 LAYOUT = [224 * 224 * 3, 30, 20, 20, 1]
 ACTIVATIONS = ["relu", "relu", "relu", "sigmoid"]

@@ -34,8 +34,8 @@ from .history import History as History
 from .logs import CsvLog as CsvLog
 from .logs import JsonLog as JsonLog
 from .logs import TensorBoard as TensorBoard
-from .network import BaseRegressionModel as BaseRegressionModel
-from .network import DeepNetwork as DeepNetwork
+from .nn.network import BaseRegressionModel as BaseRegressionModel
+from .nn.network import DeepNetwork as DeepNetwork
 from .optim import Adam as Adam
 from .optim import GradientDescent as GradientDescent
 from .optim import Momentum as Momentum

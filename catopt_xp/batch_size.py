@@ -15,7 +15,7 @@ from catopt_xp.data.resident import ResidentSet
 from catopt_xp.data.stream import StreamedSet
 from catopt_xp.engines import choose_engine
 from catopt_xp.engines.plain import Settings
-from catopt_xp.network import BaseRegressionModel
+from catopt_xp.nn.network import BaseRegressionModel
 
 SMALL_SET = 2000
 SMALLEST, LARGEST = 64, 512

@@ -30,7 +30,7 @@ from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda_ranks import CoresRankEngine, CudaRankEngine
 from catopt_xp.engines.panels import PANEL, grain, subtrees
 from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.network import BaseRegressionModel, DeepNetwork
+from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 
 Floats = NDArray[Any]
 

@@ -34,7 +34,7 @@ from catopt_xp.estimator_fit import MOST_SAMPLES, FittedNetwork
 from catopt_xp.estimator_labels import Labels
 from catopt_xp.estimator_rules import check_parameters, layer_sizes
 from catopt_xp.estimator_training import answers
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.schedules import Scheduler
 
 HostArray = NDArray[Any]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, minimize
 
 from catopt_xp.backend.xp import Array
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 
 HostArray = NDArray[Any]
 

@@ -18,7 +18,7 @@ from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines import choose_engine
 from catopt_xp.engines.plain import Settings
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 
 Rows = NDArray[np.int64]
 HostArray = NDArray[Any]

@@ -25,7 +25,7 @@ from catopt_xp.flag_values import (
     share,
     whole,
 )
-from catopt_xp.functional import HIDDEN_ACTIVATIONS
+from catopt_xp.nn.functional import HIDDEN_ACTIVATIONS
 from catopt_xp.optim import EPS_MODES, OPTIMIZERS
 
 NAME = "catopt-xp"

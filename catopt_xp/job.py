@@ -22,8 +22,8 @@ from catopt_xp.data.stream import StreamedSet
 from catopt_xp.distributed import Ranks, rank_backend
 from catopt_xp.io.console import plain
 from catopt_xp.io.files import remove_stale, try_to_write
-from catopt_xp.labels import as_rows
-from catopt_xp.network import BaseRegressionModel, DeepNetwork
+from catopt_xp.nn.labels import as_rows
+from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import OPTIMIZERS, make_optimizer
 from catopt_xp.plan import DEFAULTS, Plan
 from catopt_xp.saving import Checkpoint

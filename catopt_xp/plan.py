@@ -19,7 +19,7 @@ from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.callbacks import Callback, EarlyStopping
 from catopt_xp.data.order import SHUFFLES
 from catopt_xp.engines import ENGINES
-from catopt_xp.network import BaseRegressionModel
+from catopt_xp.nn.network import BaseRegressionModel
 from catopt_xp.schedules import Scheduler
 
 # Of the arguments of `train` that have no effect beside some others: what they are when nobody gave them.

@@ -16,9 +16,8 @@ from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.checkpoint import CheckpointError, group, is_finite, read_checkpoint, write_checkpoint
 from catopt_xp.history import History
 from catopt_xp.io.console import plain
-from catopt_xp.layout import checked_layout
-from catopt_xp.network import BaseRegressionModel, DeepNetwork
-from catopt_xp.parameters import check_matches, common_dtype, layer_shapes
+from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork, checked_layout
+from catopt_xp.nn.parameters import check_matches, common_dtype, layer_shapes
 from catopt_xp.plots import check_history
 
 COUNTERS = ("name", "steps", "epoch")

@@ -16,9 +16,9 @@ from catopt_xp.data.resident import ResidentSet, labels_of, make_resident
 from catopt_xp.data.row_file import RowFile, find_rows, is_mapped
 from catopt_xp.data.stream import WINDOWS, StreamedDevSet, StreamedSet
 from catopt_xp.distributed import Ranks
-from catopt_xp.labels import check_labels
-from catopt_xp.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
-from catopt_xp.parameters import common_dtype
+from catopt_xp.nn.labels import check_labels
+from catopt_xp.nn.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
+from catopt_xp.nn.parameters import common_dtype
 from catopt_xp.plan import Plan
 from catopt_xp.saving import Checkpoint
 

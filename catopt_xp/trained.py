@@ -12,8 +12,8 @@ import numpy as np
 from catopt_xp.checkpoint import CheckpointError
 from catopt_xp.data.dataset import checked_img_shape
 from catopt_xp.estimator_rules import HIDDEN
-from catopt_xp.functional import OUTPUT_ACTIVATIONS
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.functional import OUTPUT_ACTIVATIONS
+from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.saving import Checkpoint
 from catopt_xp.training import TrainResult
 

@@ -15,7 +15,7 @@ from catopt_xp.callbacks import Callback
 from catopt_xp.distributed import Ranks
 from catopt_xp.history import History
 from catopt_xp.job import prepare
-from catopt_xp.network import BaseRegressionModel
+from catopt_xp.nn.network import BaseRegressionModel
 from catopt_xp.plan import Plan
 from catopt_xp.running import Run
 from catopt_xp.schedules import Scheduler

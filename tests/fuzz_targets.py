@@ -26,7 +26,7 @@ from catopt_xp.data.cache import load_rows, load_skipped
 from catopt_xp.data.decoding import decode_images, photograph_size
 from catopt_xp.data.sources import load_data
 from catopt_xp.history import History
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import make_optimizer
 from catopt_xp.run_files import read_history, run_files
 from catopt_xp.running import TrainingDiverged

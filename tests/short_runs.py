@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.job import prepare
-from catopt_xp.network import BaseRegressionModel, DeepNetwork
+from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.plan import Plan
 from catopt_xp.running import Run
 from catopt_xp.training import TrainResult, train

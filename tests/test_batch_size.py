@@ -21,7 +21,7 @@ from catopt_xp.batch_size import (
     rule_of_thumb,
 )
 from catopt_xp.data.resident import ResidentSet
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import Adam
 from catopt_xp.training import train
 

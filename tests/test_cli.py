@@ -958,7 +958,7 @@ def test_ctrl_c_while_the_module_is_imported_is_one_line() -> None:
         "import runpy, sys\n"
         "class Finder:\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'catopt_xp.network': raise KeyboardInterrupt\n"
+        "        if name == 'catopt_xp.nn.network': raise KeyboardInterrupt\n"
         "sys.meta_path.insert(0, Finder())\n"
         "runpy.run_module('catopt_xp', run_name='__main__')"
     )

@@ -25,7 +25,7 @@ from catopt_xp.engines import check, choose_engine, cuda, cuda_plan
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda_plan import CHUNK_STEPS
 from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import OPTIMIZERS, Adam
 from catopt_xp.running import Interrupted, TrainingDiverged
 

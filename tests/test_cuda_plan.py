@@ -25,9 +25,9 @@ from catopt_xp.engines.cuda_plan import (
     places,
     plan_of,
 )
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
+from catopt_xp.nn.parameters import layer_shapes
 from catopt_xp.optim import OPTIMIZERS, Adam, GradientDescent
-from catopt_xp.parameters import layer_shapes
 
 REFERENCE = CudaPlan((150528, 30, 20, 20, 1), ("relu", "relu", "relu", "sigmoid"), Adam, 64, "float32", "uint8")
 HIDDEN = st.lists(st.integers(1, 40), max_size=4)

@@ -10,7 +10,7 @@ import pytest
 
 from catopt_xp.backend.xp import Backend
 from catopt_xp.callbacks import TrainState
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.training import TrainResult, train
 
 OPTIMIZERS = ("gd", "momentum", "rmsprop", "adam")

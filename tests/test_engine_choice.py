@@ -20,7 +20,7 @@ from catopt_xp.engines import choose_engine
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.engines.rest import Rest
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import Adam
 
 # --- which engine runs --------------------------------------------------------------------------------------

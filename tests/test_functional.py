@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catopt_xp import functional
 from catopt_xp.backend.xp import Backend
-from catopt_xp.functional import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from catopt_xp.nn import functional
+from catopt_xp.nn.functional import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 
 Array = np.ndarray[Any, Any]
 

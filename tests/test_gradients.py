@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "gradients.json").read_text(encoding="ascii"))
 OUTPUTS = {"sigmoid": ("sigmoid", 1), "multi-label": ("sigmoid", 3), "softmax": ("softmax", 4)}

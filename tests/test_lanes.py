@@ -184,7 +184,7 @@ import numpy as np
 from catopt_xp.engines import vectors
 from catopt_xp.engines.check import self_check
 from catopt_xp.engines.cpu import PanelEngine
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import Adam, Momentum
 print(vectors.VECTOR_BYTES)
 for kind, samples, dtype, options in (

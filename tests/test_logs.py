@@ -22,7 +22,7 @@ from catopt_xp.checkpoint import read_checkpoint
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.history import STAGES, History
 from catopt_xp.logs import CsvLog, JsonLog, TensorBoard
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.running import Interrupted, TrainingDiverged
 from catopt_xp.training import TrainResult
 

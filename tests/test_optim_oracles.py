@@ -18,8 +18,8 @@ import pytest
 from catopt_xp import optim
 from catopt_xp.backend.xp import Backend
 from catopt_xp.base_optimizer import BaseOptimizer
+from catopt_xp.nn.parameters import Parameters
 from catopt_xp.optim import Adam, GradientDescent, Momentum, RMSProp
-from catopt_xp.parameters import Parameters
 from catopt_xp.schedules import parse
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "optimizers.json").read_text(encoding="ascii"))

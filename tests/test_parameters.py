@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catopt_xp.backend.xp import Backend, NumpyBackend
-from catopt_xp.parameters import Parameters, is_bias, layer_shapes
+from catopt_xp.nn.parameters import Parameters, is_bias, layer_shapes
 
 SHAPES: dict[str, tuple[int, ...]] = layer_shapes([3, 2, 1])  # W0 (2, 3), W1 (1, 2), b0 (2, 1), b1 (1, 1)
 SIZE = 11

@@ -10,7 +10,7 @@ import pytest
 
 from catopt_xp.backend.xp import Backend, NumpyBackend
 from catopt_xp.data.resident import CHECK_ROWS, ResidentSet, make_resident
-from catopt_xp.labels import check_labels
+from catopt_xp.nn.labels import check_labels
 
 Array = np.ndarray[Any, Any]
 

@@ -17,7 +17,7 @@ from catopt_xp.engines.lanes import combine, convert, dot
 from catopt_xp.engines.panels import STRIP, aligned_zeros
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.engines.rest import Rest
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 
 Array = np.ndarray[Any, Any]
 

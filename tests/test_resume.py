@@ -16,7 +16,7 @@ from catopt_xp.callbacks import TrainState
 from catopt_xp.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from catopt_xp.history import History
 from catopt_xp.logs import CsvLog
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import Adam, make_optimizer
 from catopt_xp.running import Interrupted
 from catopt_xp.saving import save_state_dict

@@ -14,7 +14,7 @@ from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.data.dataset import DataSet
 from catopt_xp.data.order import batches, epoch_order
 from catopt_xp.history import History
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import Adam, GradientDescent, make_optimizer
 from catopt_xp.plan import DEFAULTS
 from catopt_xp.schedules import get_table_func

@@ -15,7 +15,7 @@ from catopt_xp.bench.base_contender import EpochContender
 from catopt_xp.bench.jax_peer import after_update, batch_loss, initial_state
 from catopt_xp.bench.rules import correction_table
 from catopt_xp.bench.workload import Workload
-from catopt_xp.functional import pixel_scale
+from catopt_xp.nn.functional import pixel_scale
 
 
 class JaxScan(EpochContender):

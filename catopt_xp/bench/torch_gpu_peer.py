@@ -19,7 +19,7 @@ from catopt_xp.bench.base_contender import EpochContender
 from catopt_xp.bench.rules import correction_table, updated
 from catopt_xp.bench.torch_peer import convention_of, torch_network, torch_optimizer
 from catopt_xp.bench.workload import Workload
-from catopt_xp.functional import pixel_scale
+from catopt_xp.nn.functional import pixel_scale
 
 WORD = 8  # bytes that a gather moves at a time where they fit: single ones are slow
 REHEARSALS = 2  # before a graph is recorded

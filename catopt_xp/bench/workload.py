@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catopt_xp.data.order import batches, epoch_order
-from catopt_xp.functional import pixel_scale
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.functional import pixel_scale
+from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import OPTIMIZERS
 
 Rows = NDArray[np.int64]

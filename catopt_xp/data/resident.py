@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.backend.xp import Array, Backend, as_array, asnumpy, backend_of
-from catopt_xp.labels import as_rows, check_labels
+from catopt_xp.nn.labels import as_rows, check_labels
 
 PIXELS_OR_NUMBERS = "give uint8 pixels or real numbers"
 CHECK_ROWS = 256  # rows looked at together when values are checked: no copy of the set is ever made for it

@@ -24,7 +24,7 @@ from catopt_xp.engines.cuda_plan import plan_of
 from catopt_xp.engines.panels import PANEL
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.io.console import Signals
-from catopt_xp.network import BaseRegressionModel, DeepNetwork
+from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim import Adam, GradientDescent, Momentum, RMSProp
 
 ENGINES = ("auto", "plain", "panels")

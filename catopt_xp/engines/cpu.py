@@ -34,8 +34,8 @@ from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.engines.rest import Rest, Rule
 from catopt_xp.engines.updates import NUMBERS, update
 from catopt_xp.engines.vectors import VECTOR_BYTES
-from catopt_xp.functional import pixel_scale
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.functional import pixel_scale
+from catopt_xp.nn.network import DeepNetwork
 
 Rows = NDArray[np.int64]
 Floats = NDArray[Any]

@@ -26,8 +26,8 @@ from catopt_xp.engines.cuda_plan import (
     plan_of,
 )
 from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.functional import pixel_scale
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.functional import pixel_scale
+from catopt_xp.nn.network import DeepNetwork
 
 Rows = NDArray[np.int64]
 KERNELS = ("stream", "middle", "advance", "subtotals", "join")

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from catopt_xp.backend.xp import Array, dtype_name
 from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.data.order import batches
-from catopt_xp.functional import pixel_scale
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.functional import pixel_scale
+from catopt_xp.nn.network import DeepNetwork
 
 Rows = NDArray[np.int64]
 

@@ -20,7 +20,7 @@ from catopt_xp.engines.cuda_plan import SUMMING_THREADS
 from catopt_xp.engines.exchange import Exchange
 from catopt_xp.engines.panels import PANEL, merges
 from catopt_xp.engines.plain import Settings
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 
 
 class Transport(Protocol):

@@ -14,7 +14,7 @@ from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.exchange import Exchange
 from catopt_xp.engines.panels import PANEL, Floats, grain, join_subtrees, tree_sum
 from catopt_xp.engines.plain import Settings
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 
 
 class RankEngine(PanelEngine):

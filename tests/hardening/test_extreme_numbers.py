@@ -20,9 +20,9 @@ from catopt_xp import schedules
 from catopt_xp.backend.xp import NumpyBackend
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.functional import OUTPUT_ACTIVATIONS
-from catopt_xp.labels import check_labels
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.functional import OUTPUT_ACTIVATIONS
+from catopt_xp.nn.labels import check_labels
+from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import OPTIMIZERS, GradientDescent, make_optimizer
 from catopt_xp.schedules import Scheduler, describe, restore
 

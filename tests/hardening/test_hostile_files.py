@@ -33,7 +33,7 @@ from catopt_xp.backend.machine import memory_size
 from catopt_xp.checkpoint import CheckpointError, read_checkpoint
 from catopt_xp.data import cache
 from catopt_xp.data.sources import load_data
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import make_optimizer
 from catopt_xp.plots import plot_comparison, plot_history
 from catopt_xp.run_files import read_benchmark

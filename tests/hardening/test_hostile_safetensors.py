@@ -23,7 +23,7 @@ from watched_inputs import Target, examine
 
 from catopt_xp.checkpoint import CheckpointError
 from catopt_xp.export import export_safetensors, load_safetensors
-from catopt_xp.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork
 
 
 def run(data: bytes, folder: Path) -> None:

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from properties import Tally, outcome, prove, refusal, times
 from short_runs import fit
 
-from catopt_xp import functional
 from catopt_xp.backend.xp import NumpyBackend, asnumpy
 from catopt_xp.estimator import MLPClassifier, MLPRegressor
-from catopt_xp.network import DeepNetwork
-from catopt_xp.parameters import Parameters
+from catopt_xp.nn import functional
+from catopt_xp.nn.network import DeepNetwork
+from catopt_xp.nn.parameters import Parameters
 
 Record = Callable[..., None]
 seeds = st.integers(0, 2**16)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,17 +16,42 @@ from typing import Any, cast
 import numpy as np
 
 from catopt_xp.backend.xp import Array, Backend, as_array, asnumpy, backend_of, get_backend
-from catopt_xp.blocks import Batch
-from catopt_xp.functional import (
-    HIDDEN_ACTIVATIONS,
-    OUTPUT_ACTIVATIONS,
-    clipped_binary_loss,
-    one_hot,
-    pixel_scale,
-)
-from catopt_xp.labels import WANTED, as_rows, check_labels, labels_for
-from catopt_xp.layout import checked_layout
-from catopt_xp.parameters import Parameters, common_dtype, layer_shapes
+from catopt_xp.nn.first_layer import Batch
+from catopt_xp.nn.functional import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS, clipped_binary_loss, one_hot, pixel_scale
+from catopt_xp.nn.labels import WANTED, as_rows, check_labels, labels_for
+from catopt_xp.nn.parameters import Parameters, common_dtype, layer_shapes
+
+
+def checked_layout(neuron_cnt: Sequence[int], activation_func: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Units of every layer and the activation of every one after the input, as plain numbers and names.
+
+    Raises ValueError for a network that cannot be built.
+
+    >>> checked_layout((4, 3, 1), ("relu", "sigmoid"))
+    ([4, 3, 1], ['relu', 'sigmoid'])
+    """
+    try:
+        units, names = [operator.index(n) for n in neuron_cnt], [str(name) for name in activation_func]
+    except TypeError as error:
+        raise ValueError(
+            f"DeepNetwork: neuron_cnt is {neuron_cnt!r}; give whole numbers, one for each layer"
+        ) from error
+    if len(units) != len(names) + 1 or not names:
+        raise ValueError(
+            f"DeepNetwork: {len(units)} layer sizes and {len(names)} activations; "
+            "give one activation for every layer after the input"
+        )
+    if min(units) < 1:
+        raise ValueError(f"DeepNetwork: layer sizes are {units}; every layer needs at least one unit")
+    for name in names[:-1]:
+        if name not in HIDDEN_ACTIVATIONS:
+            raise ValueError(f"DeepNetwork: unknown activation {name!r}; choose {', '.join(HIDDEN_ACTIVATIONS)}")
+    if names[-1] not in OUTPUT_ACTIVATIONS:
+        raise ValueError(f"DeepNetwork: the last activation is {names[-1]!r}; choose {', '.join(OUTPUT_ACTIVATIONS)}")
+    if names[-1] == "softmax" and units[-1] < 2:
+        raise ValueError("DeepNetwork: a softmax output needs at least two units; use sigmoid for one")
+    return units, names
+
 
 DROPOUT_STREAM = 2  # keeps masks apart from other random numbers of the same seed
 EVALUATION_ROWS = 512  # samples per evaluated chunk: bounded memory, few launches

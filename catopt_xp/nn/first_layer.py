@@ -13,7 +13,7 @@ from typing import Any
 
 from catopt_xp.backend.threads import deal
 from catopt_xp.backend.xp import Array, Backend
-from catopt_xp.functional import pixel_scale
+from catopt_xp.nn.functional import pixel_scale
 
 MIN_WIDTH = 768  # features; narrower products run far below the machine's rate
 WHOLE_WIDTH = 4 * MIN_WIDTH  # features up to which a batch of at most twice the cache's size is one block

@@ -1,0 +1,1 @@
+"""Formulas and the network: activations, losses, parameters, labels, forward and backward."""
