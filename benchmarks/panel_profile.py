@@ -20,7 +20,7 @@ from catopt_xp.bench.floor import measure_floor
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.plain import Settings
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import make_optimizer
+from catopt_xp.optim.rules import make_optimizer
 
 N_X, HIDDEN, M, PASSES = 224 * 224 * 3, (30, 20, 20), 2000, 30
 

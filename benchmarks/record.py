@@ -32,9 +32,9 @@ from PIL import Image
 
 import catopt_xp
 from catopt_xp.backend.threads import limited_threads
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.cuda_plan import CudaPlan
-from catopt_xp.optim import OPTIMIZERS, Adam
+from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.rules import OPTIMIZERS, Adam
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["train", "evaluate", "predict", "export", "compare", "tune", "bench", "plot", "paths", "info"]

@@ -35,7 +35,7 @@ from catopt_xp.engines.panels import PANEL
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.io.files import write_whole
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import Adam
+from catopt_xp.optim.rules import Adam
 
 UNITS, HIDDEN, M = 30, (30, 20, 20), 2000
 N_X, SMALL = 224 * 224 * 3, PANEL

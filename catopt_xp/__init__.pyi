@@ -1,10 +1,5 @@
 """The public names, each once, and the module that it lives in."""
 
-from .averages import ExponentialMovingAverage as ExponentialMovingAverage
-from .averages import MovingAverage as MovingAverage
-from .averages import bias_correction as bias_correction
-from .averages import exponential_moving_average as exponential_moving_average
-from .averages import moving_average as moving_average
 from .backend.devices import DeviceError as DeviceError
 from .backend.devices import DeviceFallbackWarning as DeviceFallbackWarning
 from .backend.xp import Backend as Backend
@@ -12,7 +7,6 @@ from .backend.xp import asnumpy as asnumpy
 from .backend.xp import device_report as device_report
 from .backend.xp import get_array_module as get_array_module
 from .backend.xp import get_backend as get_backend
-from .base_optimizer import BaseOptimizer as BaseOptimizer
 from .batch_size import rule_of_thumb as rule_of_thumb
 from .callbacks import Callback as Callback
 from .callbacks import Checkpointing as Checkpointing
@@ -36,11 +30,25 @@ from .logs import JsonLog as JsonLog
 from .logs import TensorBoard as TensorBoard
 from .nn.network import BaseRegressionModel as BaseRegressionModel
 from .nn.network import DeepNetwork as DeepNetwork
-from .optim import Adam as Adam
-from .optim import GradientDescent as GradientDescent
-from .optim import Momentum as Momentum
-from .optim import RMSProp as RMSProp
-from .optim import make_optimizer as make_optimizer
+from .optim.averages import ExponentialMovingAverage as ExponentialMovingAverage
+from .optim.averages import MovingAverage as MovingAverage
+from .optim.averages import bias_correction as bias_correction
+from .optim.averages import exponential_moving_average as exponential_moving_average
+from .optim.averages import moving_average as moving_average
+from .optim.base import BaseOptimizer as BaseOptimizer
+from .optim.rules import Adam as Adam
+from .optim.rules import GradientDescent as GradientDescent
+from .optim.rules import Momentum as Momentum
+from .optim.rules import RMSProp as RMSProp
+from .optim.rules import make_optimizer as make_optimizer
+from .optim.schedules import const_lr as const_lr
+from .optim.schedules import get_cosine_func as get_cosine_func
+from .optim.schedules import get_exponential_func as get_exponential_func
+from .optim.schedules import get_hyperbola_func as get_hyperbola_func
+from .optim.schedules import get_sqrt_func as get_sqrt_func
+from .optim.schedules import get_staircase_func as get_staircase_func
+from .optim.schedules import get_table_func as get_table_func
+from .optim.schedules import with_warmup as with_warmup
 from .plots import plot_comparison as plot_comparison
 from .plots import plot_paths as plot_paths
 from .running import Interrupted as Interrupted
@@ -48,14 +56,6 @@ from .running import TrainingDiverged as TrainingDiverged
 from .saving import load_model as load_model
 from .saving import load_state_dict as load_state_dict
 from .saving import save_state_dict as save_state_dict
-from .schedules import const_lr as const_lr
-from .schedules import get_cosine_func as get_cosine_func
-from .schedules import get_exponential_func as get_exponential_func
-from .schedules import get_hyperbola_func as get_hyperbola_func
-from .schedules import get_sqrt_func as get_sqrt_func
-from .schedules import get_staircase_func as get_staircase_func
-from .schedules import get_table_func as get_table_func
-from .schedules import with_warmup as with_warmup
 from .training import TrainResult as TrainResult
 from .training import train as train
 from .tuning import Tuning as Tuning

@@ -33,7 +33,7 @@ from catopt_xp.flag_values import (
     seed,
     shape,
 )
-from catopt_xp.optim import OPTIMIZERS
+from catopt_xp.optim.rules import OPTIMIZERS
 from catopt_xp.version import __version__
 
 COMPARISONS = ("batch-size", "optimizers", "decay")

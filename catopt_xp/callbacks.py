@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from catopt_xp.backend.xp import Array, backend_of
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.checkpoint import npz_path
 from catopt_xp.history import History
 from catopt_xp.io.files import Mark, keep_copy, mark
 from catopt_xp.nn.network import BaseRegressionModel
 from catopt_xp.nn.parameters import Parameters, check_matches
+from catopt_xp.optim.base import BaseOptimizer
 
 
 def _no_run(filename: str | os.PathLike[str]) -> Path:

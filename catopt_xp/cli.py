@@ -62,7 +62,7 @@ from catopt_xp.flag_groups import NAME
 from catopt_xp.io.console import plain
 from catopt_xp.logs import CsvLog, JsonLog, TensorBoard
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import make_optimizer
+from catopt_xp.optim.rules import make_optimizer
 from catopt_xp.plots import plot_benchmark, plot_comparison, plot_history, plot_mini_batch, plot_paths
 from catopt_xp.run_files import read_benchmark, read_history, run_files, run_names
 from catopt_xp.saving import Checkpoint

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from catopt_xp.backend.devices import DeviceError, fall_back
 from catopt_xp.backend.machine import thread_count
 from catopt_xp.backend.xp import Array, Backend, NumpyBackend, get_backend
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.data.decoding import decode_files
 from catopt_xp.engines import check_failure, panel_obstacle
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
@@ -31,6 +30,7 @@ from catopt_xp.engines.cuda_ranks import CoresRankEngine, CudaRankEngine
 from catopt_xp.engines.panels import PANEL, grain, subtrees
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
+from catopt_xp.optim.base import BaseOptimizer
 
 Floats = NDArray[Any]
 

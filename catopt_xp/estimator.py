@@ -35,7 +35,7 @@ from catopt_xp.estimator_labels import Labels
 from catopt_xp.estimator_rules import check_parameters, layer_sizes
 from catopt_xp.estimator_training import answers
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.schedules import Scheduler
+from catopt_xp.optim.schedules import Scheduler
 
 HostArray = NDArray[Any]
 
@@ -203,8 +203,8 @@ class MLPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     scikit-learn's parameters, in its order and with its defaults:
 
     `hidden_layer_sizes`: units of each hidden layer. `activation`: identity, logistic, tanh or relu, of hidden layers.
-    `solver`: adam, sgd or lbfgs, as scikit-learn has them; or the rules of `catopt_xp.optim`: momentum (`momentum` is
-    beta), rmsprop (`momentum` is beta, `epsilon` stands inside the root) and adamw (`alpha` is the decoupled decay).
+    `solver`: adam, sgd or lbfgs, as scikit-learn has them; or the library's own: momentum (`momentum` is beta),
+    rmsprop (`momentum` is beta, `epsilon` stands inside the root) and adamw (`alpha` is the decoupled decay).
     `alpha`: L2 penalty, divided by the batch's samples. `batch_size`: "auto" is min(200, samples). `learning_rate`:
     constant, invscaling or adaptive, for sgd alone, with `power_t`. `learning_rate_init`: per step. `max_iter`: epochs
     at most (iterations of lbfgs, with at most `max_fun` evaluations). `shuffle`: a new order in every epoch.

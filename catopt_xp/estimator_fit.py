@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catopt_xp.backend.xp import Array, Backend
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.estimator_lbfgs import Cost, minimise
 from catopt_xp.estimator_rules import HIDDEN, LearningRate, make_solver, penalty_of
 from catopt_xp.estimator_training import Training, answers, initial_network, with_weights
 from catopt_xp.nn.network import DeepNetwork
+from catopt_xp.optim.base import BaseOptimizer
 
 HostArray = NDArray[Any]
 FEW_BATCHES = 4  # in a call of `partial_fit`, up to which packing for the panel engine costs more than it gains

@@ -11,10 +11,10 @@ from numbers import Integral, Real
 from typing import Any
 
 from catopt_xp.backend.xp import Array, Backend
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines import ENGINES
-from catopt_xp.optim import Adam, GradientDescent, Momentum, RMSProp
-from catopt_xp.schedules import const_lr
+from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.rules import Adam, GradientDescent, Momentum, RMSProp
+from catopt_xp.optim.schedules import const_lr
 
 SOLVERS = ("adam", "sgd", "lbfgs", "momentum", "rmsprop", "adamw")
 HIDDEN = {"identity": "identity", "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"}

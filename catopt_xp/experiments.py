@@ -27,10 +27,10 @@ from catopt_xp.data.sources import load_data
 from catopt_xp.history import History
 from catopt_xp.io.console import plain
 from catopt_xp.io.files import remove_stale
-from catopt_xp.optim import OPTIMIZERS, make_optimizer
+from catopt_xp.optim.rules import OPTIMIZERS, make_optimizer
+from catopt_xp.optim.schedules import Scheduler, const_lr, describe, get_hyperbola_func
 from catopt_xp.plots import plot_comparison
 from catopt_xp.saving import Checkpoint
-from catopt_xp.schedules import Scheduler, const_lr, describe, get_hyperbola_func
 from catopt_xp.training import train
 
 BATCH_SIZE = 64  # of the comparisons that do not vary it

@@ -26,7 +26,7 @@ from catopt_xp.flag_values import (
     whole,
 )
 from catopt_xp.nn.functional import HIDDEN_ACTIVATIONS
-from catopt_xp.optim import EPS_MODES, OPTIMIZERS
+from catopt_xp.optim.rules import EPS_MODES, OPTIMIZERS
 
 NAME = "catopt-xp"
 FROM_CHECKPOINT = "resumed: the checkpoint's"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from catopt_xp.backend.machine import memory_size
-from catopt_xp.schedules import Scheduler, parse
+from catopt_xp.optim.schedules import Scheduler, parse
 
 
 def _number(text: str, kind: Callable[[str], Any], good: Callable[[Any], bool], wanted: str) -> Any:

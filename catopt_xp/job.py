@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.backend.xp import Backend, NumpyBackend, as_array, asnumpy, backend_of, get_backend
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.batch_size import SMALL_SET, choose, measure, rule_of_thumb
 from catopt_xp.checkpoint import CheckpointError
 from catopt_xp.data.dataset import DataSet
@@ -24,10 +23,11 @@ from catopt_xp.io.console import plain
 from catopt_xp.io.files import remove_stale, try_to_write
 from catopt_xp.nn.labels import as_rows
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
-from catopt_xp.optim import OPTIMIZERS, make_optimizer
+from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.rules import OPTIMIZERS, make_optimizer
+from catopt_xp.optim.schedules import const_lr, restore
 from catopt_xp.plan import DEFAULTS, Plan
 from catopt_xp.saving import Checkpoint
-from catopt_xp.schedules import const_lr, restore
 from catopt_xp.storage import backend_for, choose_storage, place_sets
 
 

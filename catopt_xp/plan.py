@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from catopt_xp.backend.machine import memory_size
 from catopt_xp.backend.xp import Backend
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.callbacks import Callback, EarlyStopping
 from catopt_xp.data.order import SHUFFLES
 from catopt_xp.engines import ENGINES
 from catopt_xp.nn.network import BaseRegressionModel
-from catopt_xp.schedules import Scheduler
+from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.schedules import Scheduler
 
 # Of the arguments of `train` that have no effect beside some others: what they are when nobody gave them.
 DEFAULTS: Mapping[str, Any] = {

@@ -10,7 +10,6 @@ from itertools import accumulate
 from statistics import median
 from typing import Any
 
-from catopt_xp.averages import moving_average
 from catopt_xp.figures import (
     BLACK,
     BLUE,
@@ -34,6 +33,7 @@ from catopt_xp.figures import (
     style,
     unit_of,
 )
+from catopt_xp.optim.averages import moving_average
 
 FEWEST_TO_AVERAGE = 10  # mini-batches in a moving average; an epoch's count where that is more
 FEWEST_BARS = 4  # that a panel has room for, lest few bars be thick

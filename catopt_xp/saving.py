@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.backend.xp import Backend, asnumpy
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.checkpoint import CheckpointError, group, is_finite, read_checkpoint, write_checkpoint
 from catopt_xp.history import History
 from catopt_xp.io.console import plain
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork, checked_layout
 from catopt_xp.nn.parameters import check_matches, common_dtype, layer_shapes
+from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.plots import check_history
 
 COUNTERS = ("name", "steps", "epoch")

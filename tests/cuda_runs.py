@@ -20,7 +20,7 @@ from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda_plan import CudaPlan, plan_of
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import OPTIMIZERS
+from catopt_xp.optim.rules import OPTIMIZERS
 
 Array = np.ndarray[Any, Any]
 

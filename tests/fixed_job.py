@@ -20,8 +20,8 @@ import numpy as np
 from catopt_xp.data.drawings import get_drawn_set
 from catopt_xp.data.order import epoch_order, window_pools
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import OPTIMIZERS
-from catopt_xp.schedules import get_cosine_func
+from catopt_xp.optim.rules import OPTIMIZERS
+from catopt_xp.optim.schedules import get_cosine_func
 from catopt_xp.training import TrainResult, train
 
 Array = np.ndarray[Any, Any]

@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from watched_inputs import Finding, Target, fault_of
 
-from catopt_xp import flag_values, schedules
+from catopt_xp import flag_values
 from catopt_xp.arguments import parse_words
 from catopt_xp.backend.machine import memory_size
 from catopt_xp.cli import main
@@ -27,7 +27,8 @@ from catopt_xp.data.decoding import decode_images, photograph_size
 from catopt_xp.data.sources import load_data
 from catopt_xp.history import History
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import make_optimizer
+from catopt_xp.optim import schedules
+from catopt_xp.optim.rules import make_optimizer
 from catopt_xp.run_files import read_history, run_files
 from catopt_xp.running import TrainingDiverged
 from catopt_xp.saving import Checkpoint, load_model, load_state_dict

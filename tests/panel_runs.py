@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 import catopt_xp
-from catopt_xp import schedules
 from catopt_xp.backend.xp import Backend, NumpyBackend, asnumpy
 from catopt_xp.data.order import epoch_order
 from catopt_xp.engines import panels
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.nn.labels import check_labels
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import OPTIMIZERS
+from catopt_xp.optim import schedules
+from catopt_xp.optim.rules import OPTIMIZERS
 from catopt_xp.training import TrainResult
 
 Array = np.ndarray[Any, Any]

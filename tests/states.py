@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.schedules import (
+from catopt_xp.optim.schedules import (
     const_lr,
     get_cosine_func,
     get_hyperbola_func,

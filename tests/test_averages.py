@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catopt_xp.averages import (
+from catopt_xp.optim.averages import (
     ExponentialMovingAverage,
     MovingAverage,
     bias_correction,

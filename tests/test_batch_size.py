@@ -22,7 +22,7 @@ from catopt_xp.batch_size import (
 )
 from catopt_xp.data.resident import ResidentSet
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import Adam
+from catopt_xp.optim.rules import Adam
 from catopt_xp.training import train
 
 SIZES = st.integers(1, 10**9)

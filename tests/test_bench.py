@@ -22,7 +22,7 @@ from catopt_xp.bench.floor import Floor, measure_floor
 from catopt_xp.bench.floor import main as floor_main
 from catopt_xp.bench.workload import Workload
 from catopt_xp.cli import main
-from catopt_xp.optim import OPTIMIZERS
+from catopt_xp.optim.rules import OPTIMIZERS
 from catopt_xp.plots import plot_benchmark
 
 THREADS = thread_count()

@@ -14,7 +14,7 @@ from catopt_xp.callbacks import Checkpointing, EarlyStopping, TrainState
 from catopt_xp.checkpoint import read_checkpoint
 from catopt_xp.history import History
 from catopt_xp.io.files import write_whole
-from catopt_xp.optim import Adam
+from catopt_xp.optim.rules import Adam
 from catopt_xp.saving import load_model
 
 

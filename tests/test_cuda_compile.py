@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.cuda import KERNELS
 from catopt_xp.engines.cuda_plan import CudaPlan
-from catopt_xp.optim import OPTIMIZERS, Adam
+from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.rules import OPTIMIZERS, Adam
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "cuda_table.py"
 ARCHITECTURES = (80, 90)

@@ -17,7 +17,7 @@ import pytest
 from cuda_runs import CpuDevice, cuda_engine, planted
 from panel_runs import Array, Case, assert_same_bits, assert_same_numbers, numbers_of, run, state, train
 
-from catopt_xp import engines, schedules
+from catopt_xp import engines
 from catopt_xp.backend.xp import NumpyBackend
 from catopt_xp.callbacks import TrainState
 from catopt_xp.data.order import epoch_order
@@ -26,7 +26,8 @@ from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda_plan import CHUNK_STEPS
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import OPTIMIZERS, Adam
+from catopt_xp.optim import schedules
+from catopt_xp.optim.rules import OPTIMIZERS, Adam
 from catopt_xp.running import Interrupted, TrainingDiverged
 
 OBSTACLE = cuda_on_cpu.obstacle()

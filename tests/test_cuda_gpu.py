@@ -24,7 +24,7 @@ from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda_plan import CHUNK_STEPS
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.nn.functional import pixel_scale
-from catopt_xp.optim import OPTIMIZERS
+from catopt_xp.optim.rules import OPTIMIZERS
 
 # --- the device ---------------------------------------------------------------------------------------------------
 

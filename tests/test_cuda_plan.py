@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.data.order import batches, epoch_order
 from catopt_xp.engines import cuda_plan
 from catopt_xp.engines.cuda_plan import (
@@ -27,7 +26,8 @@ from catopt_xp.engines.cuda_plan import (
 )
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.nn.parameters import layer_shapes
-from catopt_xp.optim import OPTIMIZERS, Adam, GradientDescent
+from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.rules import OPTIMIZERS, Adam, GradientDescent
 
 REFERENCE = CudaPlan((150528, 30, 20, 20, 1), ("relu", "relu", "relu", "sigmoid"), Adam, 64, "float32", "uint8")
 HIDDEN = st.lists(st.integers(1, 40), max_size=4)

@@ -21,7 +21,7 @@ from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.engines.rest import Rest
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import Adam
+from catopt_xp.optim.rules import Adam
 
 # --- which engine runs --------------------------------------------------------------------------------------
 

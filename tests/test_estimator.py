@@ -32,8 +32,8 @@ from catopt_xp.backend.xp import NumpyBackend, get_backend
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.estimator import MLPClassifier, MLPRegressor
 from catopt_xp.estimator_training import initial_network, shuffled
-from catopt_xp.optim import Adam, Momentum, RMSProp
-from catopt_xp.schedules import get_hyperbola_func
+from catopt_xp.optim.rules import Adam, Momentum, RMSProp
+from catopt_xp.optim.schedules import get_hyperbola_func
 
 Array = np.ndarray[Any, Any]
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

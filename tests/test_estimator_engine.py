@@ -13,7 +13,7 @@ from catopt_xp.engines import choose_engine, gpu_obstacle
 from catopt_xp.engines.plain import SQUARED, PlainEngine, Settings
 from catopt_xp.nn.first_layer import Batch
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import Adam
+from catopt_xp.optim.rules import Adam
 
 Array = np.ndarray[Any, Any]
 M, N_X = 23, 2500

@@ -16,7 +16,7 @@ from catopt_xp.estimator import MLPClassifier, MLPRegressor
 from catopt_xp.estimator_labels import Labels
 from catopt_xp.estimator_rules import RULES, LearningRate, check_parameters, layer_sizes, make_solver
 from catopt_xp.estimator_training import Training, initial_network, shuffled
-from catopt_xp.optim import Adam, GradientDescent, Momentum, RMSProp
+from catopt_xp.optim.rules import Adam, GradientDescent, Momentum, RMSProp
 
 BAD: dict[str, list[Any]] = {
     "loss": ["log_loss"],

@@ -31,7 +31,7 @@ from catopt_xp.estimator import MLPClassifier, MLPRegressor
 from catopt_xp.export import FORMATS, INPUTS, OPERATORS, OPSET, export_onnx, export_safetensors, load_safetensors
 from catopt_xp.nn.functional import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import Adam
+from catopt_xp.optim.rules import Adam
 from catopt_xp.saving import RunState, save_run, save_state_dict
 from catopt_xp.trained import trained_of
 

@@ -27,7 +27,7 @@ from catopt_xp.bench.gpu_kernels import Recorder, measure_launches, measure_plai
 from catopt_xp.bench.workload import Workload
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.plain import PlainEngine
-from catopt_xp.optim import OPTIMIZERS
+from catopt_xp.optim.rules import OPTIMIZERS
 
 THREADS = thread_count()
 TINY = Workload(n_x=40, m=20, batch_size=8)

@@ -13,14 +13,14 @@ from numba import njit
 from numba.core.codegen import get_host_cpu_features
 from panel_runs import OPTIONS, Array, Case, python, run, state
 
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines import LEAST_EPS, panels
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.lanes import flush_subnormals, restore
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.engines.updates import NUMBERS, update
 from catopt_xp.engines.vectors import X86 as FLUSHES
-from catopt_xp.optim import OPTIMIZERS
+from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.rules import OPTIMIZERS
 
 # --- the rules, value by value ------------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ from catopt_xp.engines import vectors
 from catopt_xp.engines.check import self_check
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import Adam, Momentum
+from catopt_xp.optim.rules.rules import Adam, Momentum
 print(vectors.VECTOR_BYTES)
 for kind, samples, dtype, options in (
     (Adam, "uint8", "float32", {}),

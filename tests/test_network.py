@@ -14,11 +14,11 @@ import pytest
 
 from catopt_xp.backend import xp as backend_module
 from catopt_xp.backend.xp import Backend, NumpyBackend, backend_of
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.nn.first_layer import MIN_WIDTH, Batch
 from catopt_xp.nn.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
-from catopt_xp.optim import OPTIMIZERS, make_optimizer
+from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.rules import OPTIMIZERS, make_optimizer
 
 Array = np.ndarray[Any, Any]
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catopt_xp import optim
 from catopt_xp.backend.xp import Backend
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.nn.parameters import Parameters
-from catopt_xp.optim import Adam, GradientDescent, Momentum, RMSProp
-from catopt_xp.schedules import parse
+from catopt_xp.optim import rules
+from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.rules import Adam, GradientDescent, Momentum, RMSProp
+from catopt_xp.optim.schedules import parse
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "optimizers.json").read_text(encoding="ascii"))
 SHAPES: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in GOLDEN["shapes"].items()}
@@ -50,7 +50,7 @@ def build(case: dict[str, Any], params: Mapping[str, Any]) -> BaseOptimizer:
     arguments = dict(case["arguments"])
     if "lr_scheduler" in arguments:
         arguments["lr_scheduler"] = parse(arguments["lr_scheduler"])
-    cls: Any = getattr(optim, case["optimizer"])
+    cls: Any = getattr(rules, case["optimizer"])
     if "preset" in case:
         made: BaseOptimizer = cls.preset(case["preset"], params, **arguments)
         return made
@@ -87,7 +87,7 @@ def identity(case: dict[str, Any]) -> str:
 def test_the_list_of_optimizers_is_complete() -> None:
     found = [
         cls
-        for _, cls in inspect.getmembers(optim, inspect.isclass)
+        for _, cls in inspect.getmembers(rules, inspect.isclass)
         if issubclass(cls, BaseOptimizer) and cls is not BaseOptimizer
     ]
     assert set(found) == set(ALL_OPTIMIZERS)

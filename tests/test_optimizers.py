@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catopt_xp import base_optimizer
 from catopt_xp.backend.xp import Backend, NumpyBackend
-from catopt_xp.base_optimizer import SLICE, BaseOptimizer
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.nn.parameters import Parameters
-from catopt_xp.optim import OPTIMIZERS, Adam, GradientDescent, Momentum, RMSProp, make_optimizer
-from catopt_xp.schedules import const_lr, describe, get_hyperbola_func
+from catopt_xp.optim import base as base_optimizer
+from catopt_xp.optim.base import SLICE, BaseOptimizer
+from catopt_xp.optim.rules import OPTIMIZERS, Adam, GradientDescent, Momentum, RMSProp, make_optimizer
+from catopt_xp.optim.schedules import const_lr, describe, get_hyperbola_func
 
 Array = np.ndarray[Any, Any]
 

@@ -33,13 +33,14 @@ from panel_runs import (
     train,
 )
 
-from catopt_xp import engines, schedules
+from catopt_xp import engines
 from catopt_xp.callbacks import TrainState
 from catopt_xp.data.order import epoch_order
 from catopt_xp.engines import cpu, panels
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.plain import PlainEngine
-from catopt_xp.optim import OPTIMIZERS
+from catopt_xp.optim import schedules
+from catopt_xp.optim.rules import OPTIMIZERS
 from catopt_xp.running import Interrupted, TrainingDiverged
 from catopt_xp.training import TrainResult
 

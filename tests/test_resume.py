@@ -17,10 +17,10 @@ from catopt_xp.checkpoint import CheckpointError, read_checkpoint, write_checkpo
 from catopt_xp.history import History
 from catopt_xp.logs import CsvLog
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import Adam, make_optimizer
+from catopt_xp.optim.rules import Adam, make_optimizer
+from catopt_xp.optim.schedules import get_hyperbola_func
 from catopt_xp.running import Interrupted
 from catopt_xp.saving import save_state_dict
-from catopt_xp.schedules import get_hyperbola_func
 from catopt_xp.training import TrainResult, train
 
 M, N_X, EPOCHS, BATCHES = 30, 12, 4, 4

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catopt_xp import schedules
-from catopt_xp.schedules import (
+from catopt_xp.optim import schedules
+from catopt_xp.optim.schedules import (
     Scheduler,
     const_lr,
     describe,
@@ -203,11 +203,11 @@ def test_a_schedule_stays_as_it_was_checked(text: str) -> None:
 
 
 def test_descriptions_are_readable_and_hold_no_address() -> None:
-    assert describe(const_lr) == "catopt_xp.schedules.const_lr"
+    assert describe(const_lr) == "catopt_xp.optim.schedules.const_lr"
     assert describe(get_hyperbola_func(np.float64(0.5))) == "Hyperbola(decay_rate=0.5)"
     assert describe(get_table_func({5: 1, 0: 2})) == "Table(entries=((0.0, 2.0), (5.0, 1.0)))"
     assert describe(with_warmup(const_lr, 5)) == (
-        "WarmUp(scheduler=catopt_xp.schedules.const_lr, warmup_epoch=5.0, start=0.0)"
+        "WarmUp(scheduler=catopt_xp.optim.schedules.const_lr, warmup_epoch=5.0, start=0.0)"
     )
     assert describe(inverse_square).endswith("test_schedules.inverse_square")
     assert describe(functools.partial(inverse_square)) == "functools.partial"

@@ -17,7 +17,7 @@ from catopt_xp.backend import xp as backend_module
 from catopt_xp.backend.devices import DeviceError, DeviceFallbackWarning, ProbeResult
 from catopt_xp.data.dataset import DataArgumentError, DataSet
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import Adam, GradientDescent
+from catopt_xp.optim.rules import Adam, GradientDescent
 from catopt_xp.running import TrainingDiverged
 from catopt_xp.saving import load_model
 from catopt_xp.training import TrainResult, train

@@ -19,7 +19,7 @@ from catopt_xp.backend.xp import Backend, asnumpy
 from catopt_xp.callbacks import TrainState
 from catopt_xp.checkpoint import read_checkpoint
 from catopt_xp.nn.network import BaseRegressionModel
-from catopt_xp.optim import Adam
+from catopt_xp.optim.rules import Adam
 from catopt_xp.running import Interrupted, Run
 from catopt_xp.saving import load_model
 from catopt_xp.training import TrainResult

@@ -21,7 +21,7 @@ from catopt_xp.bench.chapter_peer import ChapterPeer
 from catopt_xp.bench.workload import Workload
 from catopt_xp.engines import choose_engine
 from catopt_xp.engines.plain import Settings
-from catopt_xp.optim import OPTIMIZERS
+from catopt_xp.optim.rules import OPTIMIZERS
 from catopt_xp.version import __version__
 
 __all__ = ["CONTENDERS", "Contender", "OurEngine", "available"]

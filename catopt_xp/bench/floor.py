@@ -27,7 +27,7 @@ from catopt_xp.backend.threads import deal
 from catopt_xp.bench.workload import Workload
 from catopt_xp.engines import numba_obstacle
 from catopt_xp.engines.panels import aligned_zeros
-from catopt_xp.optim import OPTIMIZERS
+from catopt_xp.optim.rules import OPTIMIZERS
 
 Floats = NDArray[np.float32]
 Choice = Callable[[Sequence[float]], float]  # of several times of the same work

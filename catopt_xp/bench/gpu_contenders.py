@@ -22,7 +22,7 @@ from catopt_xp.bench.workload import Workload
 from catopt_xp.engines import panel_obstacle
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.optim import OPTIMIZERS
+from catopt_xp.optim.rules import OPTIMIZERS
 from catopt_xp.version import __version__
 
 OURS, PEERS = "ours", "peers"

@@ -24,7 +24,7 @@ from catopt_xp.bench.workload import Workload
 from catopt_xp.engines import choose_engine
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.optim import make_optimizer
+from catopt_xp.optim.rules import make_optimizer
 from catopt_xp.training import train
 
 LIBRARIES = ("numpy", "torch", "triton", "jax", "jaxlib", "pytest")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from catopt_xp.data.order import batches, epoch_order
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import OPTIMIZERS
+from catopt_xp.optim.rules import OPTIMIZERS
 
 Rows = NDArray[np.int64]
 

@@ -17,7 +17,6 @@ import warnings
 
 from catopt_xp.backend.machine import address_room
 from catopt_xp.backend.xp import Array, Backend, dtype_name
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.check import self_check
 from catopt_xp.engines.cuda import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda_plan import plan_of
@@ -25,7 +24,8 @@ from catopt_xp.engines.panels import PANEL
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.io.console import Signals
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
-from catopt_xp.optim import Adam, GradientDescent, Momentum, RMSProp
+from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.rules import Adam, GradientDescent, Momentum, RMSProp
 
 ENGINES = ("auto", "plain", "panels")
 LEAST_EPS = 1e-30  # the panel engine estimates quotients, for denominators that are well above the smallest floats

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catopt_xp.backend.xp import Array, get_backend
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.nn.network import DeepNetwork
+from catopt_xp.optim.base import BaseOptimizer
 
 # Two panels of the CPU and a ragged one, eight tiles of the GPU and a ragged one. A GPU loads 16 bytes at a time where
 # the features allow it, and reads others one by one.

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from catopt_xp.backend.threads import run_workers
 from catopt_xp.backend.xp import Array, Backend
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.compiled import Compiled
 from catopt_xp.engines.lanes import (
     GRADIENT_ROWS,
@@ -36,6 +35,7 @@ from catopt_xp.engines.updates import NUMBERS, update
 from catopt_xp.engines.vectors import VECTOR_BYTES
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.nn.network import DeepNetwork
+from catopt_xp.optim.base import BaseOptimizer
 
 Rows = NDArray[np.int64]
 Floats = NDArray[Any]

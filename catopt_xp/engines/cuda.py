@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catopt_xp.backend.xp import Array, Backend
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.cuda_plan import (
     CHUNK_STEPS,
     EVALUATED,
@@ -28,6 +27,7 @@ from catopt_xp.engines.cuda_plan import (
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.nn.network import DeepNetwork
+from catopt_xp.optim.base import BaseOptimizer
 
 Rows = NDArray[np.int64]
 KERNELS = ("stream", "middle", "advance", "subtotals", "join")

@@ -14,13 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from catopt_xp.backend.xp import Array, Backend
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.cuda import CudaEngine, CupyDevice, Device, Products
 from catopt_xp.engines.cuda_plan import SUMMING_THREADS
 from catopt_xp.engines.exchange import Exchange
 from catopt_xp.engines.panels import PANEL, merges
 from catopt_xp.engines.plain import Settings
 from catopt_xp.nn.network import DeepNetwork
+from catopt_xp.optim.base import BaseOptimizer
 
 
 class Transport(Protocol):

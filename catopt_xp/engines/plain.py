@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from catopt_xp.backend.threads import deal
 from catopt_xp.backend.xp import Array, Backend
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.data.order import batches
 from catopt_xp.nn.first_layer import feature_blocks, float_bytes
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.nn.parameters import Parameters, common_dtype, is_bias
+from catopt_xp.optim.base import BaseOptimizer
 
 Rows = NDArray[np.int64]
 

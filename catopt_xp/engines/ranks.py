@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from catopt_xp.backend.xp import Array, Backend
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.exchange import Exchange
 from catopt_xp.engines.panels import PANEL, Floats, grain, join_subtrees, tree_sum
 from catopt_xp.engines.plain import Settings
 from catopt_xp.nn.network import DeepNetwork
+from catopt_xp.optim.base import BaseOptimizer
 
 
 class RankEngine(PanelEngine):

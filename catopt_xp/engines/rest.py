@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.compiled import Compiled
 from catopt_xp.engines.lanes import combine, dot, flush_subnormals, restore
 from catopt_xp.engines.panels import STRIP, aligned_zeros, padded
 from catopt_xp.engines.updates import update
 from catopt_xp.nn.network import DeepNetwork
+from catopt_xp.optim.base import BaseOptimizer
 
 Floats = NDArray[Any]
 Rule = tuple[Any, tuple[float, ...]]  # an optimizer's numbers, and its decay, as `update` takes them

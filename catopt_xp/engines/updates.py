@@ -11,9 +11,9 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from catopt_xp.base_optimizer import BaseOptimizer
 from catopt_xp.engines.vectors import Code, N, pointer_to, real_of
-from catopt_xp.optim import Adam, GradientDescent, Momentum, RMSProp
+from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.rules import Adam, GradientDescent, Momentum, RMSProp
 
 # The numbers of each rule, in the order of `scalars()`. A class of their own each: it tells `update` which rule to run.
 GradientDescentNumbers = namedtuple("GradientDescentNumbers", ["lr"])

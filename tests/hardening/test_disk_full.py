@@ -32,7 +32,7 @@ from catopt_xp.figures import finished, new_figure
 from catopt_xp.history import History
 from catopt_xp.logs import CsvLog, TensorBoard
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import Adam
+from catopt_xp.optim.rules import Adam
 from catopt_xp.saving import load_model, save_state_dict
 
 if sys.platform != "linux":

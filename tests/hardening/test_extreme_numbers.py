@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from panel_runs import OPTIONS
 from properties import Tally, prove, times
 
-from catopt_xp import schedules
 from catopt_xp.backend.xp import NumpyBackend
 from catopt_xp.engines.cpu import PanelEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.nn.functional import OUTPUT_ACTIVATIONS
 from catopt_xp.nn.labels import check_labels
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import OPTIMIZERS, GradientDescent, make_optimizer
-from catopt_xp.schedules import Scheduler, describe, restore
+from catopt_xp.optim import schedules
+from catopt_xp.optim.rules import OPTIMIZERS, GradientDescent, make_optimizer
+from catopt_xp.optim.schedules import Scheduler, describe, restore
 
 Record = Callable[..., None]
 seeds = st.integers(0, 2**16)

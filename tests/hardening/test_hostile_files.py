@@ -28,13 +28,13 @@ import fuzz_targets
 from fuzz_targets import TARGETS, short_run, small_set
 from watched_inputs import Finding, Target, examine
 
-from catopt_xp import schedules
 from catopt_xp.backend.machine import memory_size
 from catopt_xp.checkpoint import CheckpointError, read_checkpoint
 from catopt_xp.data import cache
 from catopt_xp.data.sources import load_data
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim import make_optimizer
+from catopt_xp.optim import schedules
+from catopt_xp.optim.rules import make_optimizer
 from catopt_xp.plots import plot_comparison, plot_history
 from catopt_xp.run_files import read_benchmark
 from catopt_xp.saving import ARCHITECTURE, load_state_dict

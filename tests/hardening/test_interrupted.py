@@ -27,7 +27,7 @@ from catopt_xp.export import export_onnx, export_safetensors
 from catopt_xp.history import History
 from catopt_xp.io.files import keep_copy
 from catopt_xp.logs import CsvLog, JsonLog
-from catopt_xp.optim import Adam
+from catopt_xp.optim.rules import Adam
 from catopt_xp.saving import load_model, save_state_dict
 from catopt_xp.training import TrainResult
 

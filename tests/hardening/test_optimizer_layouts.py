@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from properties import Tally, prove, refusal, times
 
-from catopt_xp.base_optimizer import BaseOptimizer
-from catopt_xp.optim import OPTIMIZERS, Adam
+from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.rules import OPTIMIZERS, Adam
 
 Record = Callable[..., None]
 seeds = st.integers(0, 2**16)

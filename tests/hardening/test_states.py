@@ -24,11 +24,9 @@ from catopt_xp.callbacks import EarlyStopping
 from catopt_xp.export import export_safetensors, load_safetensors
 from catopt_xp.history import History
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
-from catopt_xp.optim import GradientDescent, make_optimizer
+from catopt_xp.optim.rules import GradientDescent, make_optimizer
+from catopt_xp.optim.schedules import restore
 from catopt_xp.saving import Checkpoint, RunState, load_model, load_state_dict, save_run, save_state_dict
-from catopt_xp.schedules import (
-    restore,
-)
 
 Record = Callable[..., None]
 

@@ -16,12 +16,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from catopt_xp.averages import bias_correction
 from catopt_xp.backend.xp import Array, dtype_name
-from catopt_xp.base_optimizer import BaseOptimizer
-from catopt_xp.schedules import Scheduler, const_lr
-
-__all__ = ["OPTIMIZERS", "Adam", "BaseOptimizer", "GradientDescent", "Momentum", "RMSProp", "make_optimizer"]
+from catopt_xp.optim.averages import bias_correction
+from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.schedules import Scheduler, const_lr
 
 EPS_MODES = ("inside", "outside", "hat")
 

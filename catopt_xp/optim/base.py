@@ -21,7 +21,7 @@ import numpy as np
 from catopt_xp.backend.threads import deal
 from catopt_xp.backend.xp import Array, Backend, as_array, backend_of, dtype_name
 from catopt_xp.nn.parameters import Parameters, check_matches, is_bias
-from catopt_xp.schedules import Scheduler, const_lr, describe
+from catopt_xp.optim.schedules import Scheduler, const_lr, describe
 
 # Elements per slice of an update on a CPU: the arrays of a slice stay in cache for the whole rule, and each operation
 # is long enough that threads seldom wait for one another.

@@ -1,0 +1,1 @@
+"""Update rules, what all rules share, learning-rate schedules and moving averages."""
