@@ -27,7 +27,7 @@ import numpy as np
 
 import catopt_xp
 from catopt_xp.backend.machine import cpu_model, host_free_memory, memory_size, thread_count
-from catopt_xp.data.row_file import BLOCK
+from catopt_xp.data.stream import BLOCK
 from catopt_xp.io.files import write_whole
 
 N_X = 224 * 224 * 3

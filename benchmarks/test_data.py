@@ -17,7 +17,7 @@ from PIL import Image
 from catopt_xp import get_cat_set
 from catopt_xp.backend.threads import limited_threads
 from catopt_xp.data.decoding import decode_images
-from catopt_xp.data.scenes import draw_picture
+from catopt_xp.data.drawn.scenes import draw_picture
 
 FILES, PICTURE, SHAPE = 120, (500, 400), (224, 224)
 TRAIN, TEST = 1000, 200  # photographs of each class

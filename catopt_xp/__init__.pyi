@@ -14,9 +14,9 @@ from .callbacks import EarlyStopping as EarlyStopping
 from .callbacks import TrainState as TrainState
 from .checkpoint import CheckpointError as CheckpointError
 from .data.dataset import DataSet as DataSet
-from .data.drawings import get_drawn_set as get_drawn_set
+from .data.drawn.drawings import get_drawn_set as get_drawn_set
+from .data.load import load_data as load_data
 from .data.photographs import get_cat_set as get_cat_set
-from .data.sources import load_data as load_data
 from .estimator import MLPClassifier as MLPClassifier
 from .estimator import MLPRegressor as MLPRegressor
 from .experiments import compare as compare

@@ -31,10 +31,10 @@ from catopt_xp.callbacks import Callback
 from catopt_xp.checkpoint import npz_path
 from catopt_xp.data.dataset import check_memory
 from catopt_xp.data.decoding import decode_images
-from catopt_xp.data.drawings import drawn_name
+from catopt_xp.data.drawn.drawings import drawn_name
+from catopt_xp.data.load import load_data
 from catopt_xp.data.photographs import DEFAULT_SHAPE
 from catopt_xp.data.resident import make_resident
-from catopt_xp.data.sources import load_data
 from catopt_xp.distributed import Ranks, world
 from catopt_xp.ending import (
     DONE,

@@ -26,7 +26,7 @@ from catopt_xp.io.files import Mark, mark
 from catopt_xp.running import Interrupted
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
-LOADING = "catopt_xp.data.sources"  # the module in which a run is, while its data are read, decoded or drawn
+LOADING = "catopt_xp.data.load"  # the module in which a run is, while its data are read, decoded or drawn
 
 
 class UsageError(Exception):

@@ -23,7 +23,7 @@ import numpy as np
 
 from catopt_xp.backend.xp import Backend, asnumpy, get_backend
 from catopt_xp.data.dataset import DataSet
-from catopt_xp.data.sources import load_data
+from catopt_xp.data.load import load_data
 from catopt_xp.history import History
 from catopt_xp.io.console import plain
 from catopt_xp.io.files import remove_stale

@@ -14,9 +14,10 @@ from catopt_xp.backend.xp import Backend, NumpyBackend, as_array, asnumpy, backe
 from catopt_xp.batch_size import SMALL_SET, choose, measure, rule_of_thumb
 from catopt_xp.checkpoint import CheckpointError
 from catopt_xp.data.dataset import DataSet
-from catopt_xp.data.drawings import drawn_name
+from catopt_xp.data.drawn.drawings import drawn_name
+from catopt_xp.data.load import load_data
+from catopt_xp.data.place import backend_for, choose_storage, place_sets
 from catopt_xp.data.resident import PIXELS_OR_NUMBERS, ResidentSet
-from catopt_xp.data.sources import load_data
 from catopt_xp.data.stream import StreamedSet
 from catopt_xp.distributed import Ranks, rank_backend
 from catopt_xp.io.console import plain
@@ -28,7 +29,6 @@ from catopt_xp.optim.rules import OPTIMIZERS, make_optimizer
 from catopt_xp.optim.schedules import const_lr, restore
 from catopt_xp.plan import DEFAULTS, Plan
 from catopt_xp.saving import Checkpoint
-from catopt_xp.storage import backend_for, choose_storage, place_sets
 
 
 @dataclass

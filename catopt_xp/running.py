@@ -21,6 +21,7 @@ from catopt_xp.backend.machine import size_text
 from catopt_xp.callbacks import Callback, Checkpointing, EarlyStopping, TrainState
 from catopt_xp.checkpoint import CheckpointError, npz_path
 from catopt_xp.data.order import epoch_order, window_order
+from catopt_xp.data.place import check_pools
 from catopt_xp.data.stream import StreamedSet
 from catopt_xp.distributed import rank_engine
 from catopt_xp.engines import choose_engine
@@ -30,7 +31,6 @@ from catopt_xp.io.console import Bar, Signals, plain
 from catopt_xp.job import Job
 from catopt_xp.plots import plot_mini_batch
 from catopt_xp.saving import RunState, changes, environment, save_run
-from catopt_xp.storage import check_pools
 from catopt_xp.version import __version__
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.data.drawings import get_drawn_set
+from catopt_xp.data.drawn.drawings import get_drawn_set
 from catopt_xp.data.order import epoch_order, window_pools
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import OPTIMIZERS

@@ -24,7 +24,7 @@ from catopt_xp.backend.machine import memory_size
 from catopt_xp.cli import main
 from catopt_xp.data.cache import load_rows, load_skipped
 from catopt_xp.data.decoding import decode_images, photograph_size
-from catopt_xp.data.sources import load_data
+from catopt_xp.data.load import load_data
 from catopt_xp.history import History
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import schedules

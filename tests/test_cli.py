@@ -27,7 +27,7 @@ from catopt_xp import arguments, cli, ending, flag_values
 from catopt_xp.backend.devices import DeviceFallbackWarning
 from catopt_xp.checkpoint import read_checkpoint, write_checkpoint
 from catopt_xp.cli import main
-from catopt_xp.data import sources
+from catopt_xp.data import load
 from catopt_xp.experiments import TITLES
 from catopt_xp.history import History
 from catopt_xp.io.console import ASKING_TO_END
@@ -764,7 +764,7 @@ def test_an_interruption_while_the_data_are_loaded_promises_nothing(
     def stop(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sources, "get_drawn_set", stop)
+    monkeypatch.setattr(load, "get_drawn_set", stop)
     assert main([*command.split(), "--save-dir", str(folder), "--quiet"]) == 130
     assert capsys.readouterr().err == "catopt-xp: interrupted, nothing was trained\n"
 
@@ -802,7 +802,7 @@ def test_an_interruption_in_which_other_code_fails_is_an_interruption(
     assert main(["train", "--save-dir", str(folder), "--quiet"]) == 130
     assert capsys.readouterr().err == "catopt-xp: interrupted, nothing was saved\n"
     monkeypatch.undo()
-    monkeypatch.setattr(sources, "get_drawn_set", stop)
+    monkeypatch.setattr(load, "get_drawn_set", stop)
     assert main(["train", "--save-dir", str(folder), "--quiet"]) == 130
     assert capsys.readouterr().err == "catopt-xp: interrupted, nothing was trained\n"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from catopt_xp.data import drawings
-from catopt_xp.data.drawings import get_drawn_set
-from catopt_xp.data.scenes import draw_picture
+from catopt_xp.data.drawn import drawings
+from catopt_xp.data.drawn.drawings import get_drawn_set
+from catopt_xp.data.drawn.scenes import draw_picture
 
 SHAPE = (24, 20)
 REPOSITORY = Path(__file__).parents[1]
@@ -84,7 +84,7 @@ def test_a_script_without_a_main_guard_draws_once(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "print('start')\n"
-        "from catopt_xp.data.drawings import get_drawn_set\n"
+        "from catopt_xp.data.drawn.drawings import get_drawn_set\n"
         "print(get_drawn_set((8, 8), 100, 0, cache=False, workers=2).train_X.shape)\n"
     )
     environment = {"PYTHONPATH": str(REPOSITORY), "PATH": ""}

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from catopt_xp.data.dataset import DataArgumentError, DataSet
-from catopt_xp.data.sources import load_data
+from catopt_xp.data.load import load_data
 
 REPOSITORY = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
@@ -39,7 +39,7 @@ def test_nothing_given_has_the_reference_size(monkeypatch: pytest.MonkeyPatch) -
         asked.extend([*sizes, seed, progress])
         return DataSet(X, Y)
 
-    monkeypatch.setattr("catopt_xp.data.sources.get_drawn_set", fake)
+    monkeypatch.setattr("catopt_xp.data.load.get_drawn_set", fake)
     load_data(progress=False)
     assert asked == [(224, 224), 1000, 200, 0, False]
 

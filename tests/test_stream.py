@@ -25,10 +25,9 @@ from catopt_xp.backend.machine import memory_size, size_text
 from catopt_xp.backend.xp import Backend, CupyBackend, NumpyBackend
 from catopt_xp.callbacks import TrainState
 from catopt_xp.cli import main
+from catopt_xp.data.load import load_data
 from catopt_xp.data.order import Pool, window_bounds, window_order, window_pools
-from catopt_xp.data.row_file import Reader, RowFile, find_rows
-from catopt_xp.data.sources import load_data
-from catopt_xp.data.stream import StreamedRows, StreamedSet
+from catopt_xp.data.stream import Reader, RowFile, StreamedRows, StreamedSet, find_rows
 from catopt_xp.distributed import Ranks
 from catopt_xp.engines.cuda import CudaEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
@@ -535,7 +534,7 @@ def test_a_disk_that_fails_is_named(file: Path, monkeypatch: pytest.MonkeyPatch)
     def fail(path: Path) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("catopt_xp.data.row_file.FileIO", fail)
+    monkeypatch.setattr("catopt_xp.data.stream.FileIO", fail)
     with pytest.raises(OSError, match=r"big\.npy cannot be read at sample \d+ \(Input/output error\); check the disk"):
         fit(file)
 

@@ -22,7 +22,7 @@ from short_runs import fit
 import catopt_xp
 from catopt_xp.callbacks import TrainState
 from catopt_xp.cli import main
-from catopt_xp.data.drawings import get_drawn_set
+from catopt_xp.data.drawn.drawings import get_drawn_set
 from catopt_xp.history import History
 from catopt_xp.io.console import Bar
 from catopt_xp.io.files import remove_stale, write_whole

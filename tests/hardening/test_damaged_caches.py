@@ -17,7 +17,7 @@ from PIL import Image
 
 from catopt_xp.data.cache import _listing
 from catopt_xp.data.dataset import DataSet
-from catopt_xp.data.drawings import get_drawn_set
+from catopt_xp.data.drawn.drawings import get_drawn_set
 from catopt_xp.data.photographs import get_photograph_set
 
 SHAPE = (6, 4)

@@ -17,7 +17,7 @@ from catopt_xp.backend.devices import strict_by_environment
 from catopt_xp.backend.machine import address_room, cpu_count, thread_count
 from catopt_xp.backend.xp import get_backend
 from catopt_xp.data.cache import cache_folder, load_rows, store_rows
-from catopt_xp.data.drawings import get_drawn_set
+from catopt_xp.data.drawn.drawings import get_drawn_set
 
 if sys.platform == "win32":
     pytest.skip("homes, streams and masks as POSIX has them", allow_module_level=True)

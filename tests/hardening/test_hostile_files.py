@@ -31,7 +31,7 @@ from watched_inputs import Finding, Target, examine
 from catopt_xp.backend.machine import memory_size
 from catopt_xp.checkpoint import CheckpointError, read_checkpoint
 from catopt_xp.data import cache
-from catopt_xp.data.sources import load_data
+from catopt_xp.data.load import load_data
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import schedules
 from catopt_xp.optim.rules import make_optimizer

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from catopt_xp.backend.machine import thread_count
 from catopt_xp.data.cache import cache_file, load_rows, store_rows
 from catopt_xp.data.dataset import DataSet, check_memory, checked_img_shape, checked_whole
-from catopt_xp.data.scenes import draw_picture
+from catopt_xp.data.drawn.scenes import draw_picture
 from catopt_xp.io.console import Bar
 
 RECIPE = 1  # a change in how the drawings look takes the next number, so that no old cache file is read
@@ -146,9 +146,9 @@ def _drawn_elsewhere(
     multiprocessing: it runs the caller's script again, which breaks a script without a main guard.
     """
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, sys.path)])
     }
-    command = [sys.executable, "-P", "-c", "from catopt_xp.data.drawings import draw_to_pipe; draw_to_pipe()"]
+    command = [sys.executable, "-P", "-c", "from catopt_xp.data.drawn.drawings import draw_to_pipe; draw_to_pipe()"]
     processes = []
     for k in range(workers):
         with tempfile.TemporaryFile() as order:  # a file, as a pipe breaks when the process does not even start

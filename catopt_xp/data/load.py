@@ -17,7 +17,7 @@ from catopt_xp.backend.machine import free_room
 from catopt_xp.backend.xp import as_array
 from catopt_xp.data.dataset import DataArgumentError, DataSet, check_on_error, checked_img_shape
 from catopt_xp.data.decoding import decode_files
-from catopt_xp.data.drawings import get_drawn_set
+from catopt_xp.data.drawn.drawings import get_drawn_set
 from catopt_xp.data.photographs import DEFAULT_SHAPE, Decoder, get_photograph_set
 from catopt_xp.io.archives import read_arrays
 from catopt_xp.io.console import one_line, plain

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.data.animals import CENTRES, draw_animal
-from catopt_xp.data.looks import Look
-from catopt_xp.data.pen import Colour, Pen
+from catopt_xp.data.drawn.animals import CENTRES, draw_animal
+from catopt_xp.data.drawn.pen import Colour, Look, Pen
 
 SMALLEST_CANVAS = 192  # pixels; a tiny picture is drawn at least this large, then reduced, so that thin parts survive
 

@@ -13,8 +13,7 @@ from catopt_xp.backend.machine import size_text
 from catopt_xp.backend.xp import Backend, NumpyBackend, backend_of, dtype_name
 from catopt_xp.data.dataset import DataSet
 from catopt_xp.data.resident import ResidentSet, labels_of, make_resident
-from catopt_xp.data.row_file import RowFile, find_rows, is_mapped
-from catopt_xp.data.stream import WINDOWS, StreamedDevSet, StreamedSet
+from catopt_xp.data.stream import WINDOWS, RowFile, StreamedDevSet, StreamedSet, find_rows, is_mapped
 from catopt_xp.distributed import Ranks
 from catopt_xp.nn.labels import check_labels
 from catopt_xp.nn.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
@@ -182,6 +181,3 @@ def _not_streamable(names: list[str], X: Any, needed: int, room: int, dtype: str
     if not is_mapped(X):
         return f"{told}: give rows in a .npy file, which are streamed, or memory_limit={size_text(SHARE * needed)!r}"
     return f"{told}, and a file of {X.dtype} in this layout is not streamed: write (m, n_x) rows of uint8 or {dtype}"
-
-
-__all__ = ["Storage", "backend_for", "check_pools", "choose_storage", "place_sets"]
