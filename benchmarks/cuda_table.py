@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.data.order import batches
-from catopt_xp.engines.cuda_plan import MIDDLE_THREADS, CudaPlan
+from catopt_xp.engines.cuda.launches import MIDDLE_THREADS, CudaPlan
 from catopt_xp.optim.rules import Adam
 
 NEURONS, ACTIVATIONS, M = (150528, 30, 20, 20, 1), ("relu", "relu", "relu", "sigmoid"), 2000

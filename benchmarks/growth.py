@@ -22,7 +22,7 @@ import numpy as np
 import catopt_xp
 from catopt_xp.backend.machine import cpu_model, thread_count
 from catopt_xp.data.order import epoch_order
-from catopt_xp.engines import choose_engine
+from catopt_xp.engines.choose import choose_engine
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.io.files import write_whole
 

@@ -17,7 +17,7 @@ import numpy as np
 from catopt_xp.backend.machine import cpu_model, thread_count
 from catopt_xp.backend.xp import NumpyBackend
 from catopt_xp.bench.floor import measure_floor
-from catopt_xp.engines.cpu import PanelEngine
+from catopt_xp.engines.cpu.engine import PanelEngine
 from catopt_xp.engines.plain import Settings
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import make_optimizer

@@ -32,7 +32,7 @@ from PIL import Image
 
 import catopt_xp
 from catopt_xp.backend.threads import limited_threads
-from catopt_xp.engines.cuda_plan import CudaPlan
+from catopt_xp.engines.cuda.launches import CudaPlan
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import OPTIMIZERS, Adam
 

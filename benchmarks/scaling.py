@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.backend.machine import cpu_model, thread_count
+from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.threads import limited_threads
 from catopt_xp.backend.xp import NumpyBackend
-from catopt_xp.distributed import Ranks, rank_engine
-from catopt_xp.engines import choose_engine
+from catopt_xp.engines.choose import choose_engine, rank_engine
 from catopt_xp.engines.panels import PANEL
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.io.files import write_whole

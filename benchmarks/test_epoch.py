@@ -22,7 +22,7 @@ from catopt_xp.bench.agreement import TOLERANCE, check_agreement, small_workload
 from catopt_xp.bench.contenders import CONTENDERS, OurEngine, available
 from catopt_xp.bench.floor import Floor, measure_floor
 from catopt_xp.bench.workload import Workload, drop_sets
-from catopt_xp.engines import choose_engine
+from catopt_xp.engines.choose import choose_engine
 from catopt_xp.engines.plain import Settings
 
 STEPS = {1: 16, 8: 16, 64: 4, 128: 4, 512: 2, 2000: 1}  # by batch size: how many are timed at once

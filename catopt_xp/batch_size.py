@@ -12,7 +12,7 @@ import numpy as np
 from catopt_xp.backend.xp import Backend
 from catopt_xp.data.resident import ResidentSet
 from catopt_xp.data.stream import StreamedSet
-from catopt_xp.engines import choose_engine
+from catopt_xp.engines.choose import choose_engine
 from catopt_xp.engines.plain import Settings
 from catopt_xp.nn.network import BaseRegressionModel
 from catopt_xp.optim.base import BaseOptimizer

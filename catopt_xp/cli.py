@@ -24,6 +24,7 @@ import numpy as np
 
 from catopt_xp.arguments import OPTIMIZER_OPTIONS, REMEMBERED, RENAMED, parse_words, with_flags
 from catopt_xp.backend.machine import thread_count
+from catopt_xp.backend.ranks import Ranks, world
 from catopt_xp.backend.xp import Backend, device_report, get_backend
 from catopt_xp.bench import table
 from catopt_xp.bench.workload import Workload
@@ -35,7 +36,6 @@ from catopt_xp.data.drawn.drawings import drawn_name
 from catopt_xp.data.load import load_data
 from catopt_xp.data.photographs import DEFAULT_SHAPE
 from catopt_xp.data.resident import make_resident
-from catopt_xp.distributed import Ranks, world
 from catopt_xp.ending import (
     DONE,
     INTERRUPTED,

@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from catopt_xp.backend.xp import Array, Backend
-from catopt_xp.engines import ENGINES
+from catopt_xp.engines.choose import ENGINES
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import Adam, GradientDescent, Momentum, RMSProp
 from catopt_xp.optim.schedules import const_lr

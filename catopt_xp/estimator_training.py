@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catopt_xp.backend.xp import Array, Backend
-from catopt_xp.engines import choose_engine
+from catopt_xp.engines.choose import choose_engine
 from catopt_xp.engines.plain import Settings
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from catopt_xp.data.dataset import ON_ERROR
 from catopt_xp.data.order import SHUFFLES
-from catopt_xp.engines import ENGINES
+from catopt_xp.engines.choose import ENGINES
 from catopt_xp.flag_values import (
     batch_size,
     count,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from catopt_xp.backend.ranks import Ranks, rank_backend
 from catopt_xp.backend.xp import Backend, NumpyBackend, as_array, asnumpy, backend_of, get_backend
 from catopt_xp.batch_size import SMALL_SET, choose, measure, rule_of_thumb
 from catopt_xp.checkpoint import CheckpointError
@@ -19,7 +20,6 @@ from catopt_xp.data.load import load_data
 from catopt_xp.data.place import backend_for, choose_storage, place_sets
 from catopt_xp.data.resident import PIXELS_OR_NUMBERS, ResidentSet
 from catopt_xp.data.stream import StreamedSet
-from catopt_xp.distributed import Ranks, rank_backend
 from catopt_xp.io.console import plain
 from catopt_xp.io.files import remove_stale, try_to_write
 from catopt_xp.nn.labels import as_rows

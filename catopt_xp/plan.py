@@ -17,7 +17,7 @@ from catopt_xp.backend.machine import memory_size
 from catopt_xp.backend.xp import Backend
 from catopt_xp.callbacks import Callback, EarlyStopping
 from catopt_xp.data.order import SHUFFLES
-from catopt_xp.engines import ENGINES
+from catopt_xp.engines.choose import ENGINES
 from catopt_xp.nn.network import BaseRegressionModel
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.schedules import Scheduler

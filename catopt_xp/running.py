@@ -23,8 +23,7 @@ from catopt_xp.checkpoint import CheckpointError, npz_path
 from catopt_xp.data.order import epoch_order, window_order
 from catopt_xp.data.place import check_pools
 from catopt_xp.data.stream import StreamedSet
-from catopt_xp.distributed import rank_engine
-from catopt_xp.engines import choose_engine
+from catopt_xp.engines.choose import choose_engine, rank_engine
 from catopt_xp.engines.plain import Settings
 from catopt_xp.history import History
 from catopt_xp.io.console import Bar, Signals, plain

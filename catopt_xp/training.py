@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.threads import limited_threads
 from catopt_xp.backend.xp import Backend
 from catopt_xp.callbacks import Callback
-from catopt_xp.distributed import Ranks
 from catopt_xp.history import History
 from catopt_xp.job import prepare
 from catopt_xp.nn.network import BaseRegressionModel

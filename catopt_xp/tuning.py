@@ -9,7 +9,7 @@ from typing import Any
 
 from catopt_xp.backend.threads import limited_threads
 from catopt_xp.batch_size import CANDIDATES, SMALL_SET, Measured, choose, measure, rule_of_thumb
-from catopt_xp.engines import choose_engine
+from catopt_xp.engines.choose import choose_engine
 from catopt_xp.engines.plain import Settings
 from catopt_xp.job import prepare
 from catopt_xp.plan import Plan

@@ -17,8 +17,8 @@ from hypothesis import settings
 
 from catopt_xp.backend.devices import DeviceError
 from catopt_xp.backend.xp import Backend, NumpyBackend, get_backend
-from catopt_xp.engines import check
-from catopt_xp.engines.cpu import PanelEngine
+from catopt_xp.engines import choose
+from catopt_xp.engines.cpu.engine import PanelEngine
 from catopt_xp.engines.plain import PlainEngine
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background: tests send Ctrl-C
@@ -225,6 +225,6 @@ def crash_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """No earlier check of an engine is remembered, and none made here is kept."""
-    check._check.cache_clear()
+    choose._check.cache_clear()
     yield
-    check._check.cache_clear()
+    choose._check.cache_clear()

@@ -16,8 +16,8 @@ import numpy as np
 from cuda_on_cpu import Library
 from panel_runs import OPTIONS, Case, run
 
-from catopt_xp.engines.cuda import CoresEngine, CudaEngine
-from catopt_xp.engines.cuda_plan import CudaPlan, plan_of
+from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
+from catopt_xp.engines.cuda.launches import CudaPlan, plan_of
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import OPTIMIZERS

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from catopt_xp.engines.cuda import KERNELS
-from catopt_xp.engines.cuda_plan import CudaPlan
+from catopt_xp.engines.cuda.device import KERNELS
+from catopt_xp.engines.cuda.launches import CudaPlan
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import OPTIMIZERS, Adam
 

@@ -17,13 +17,15 @@ import pytest
 from cuda_runs import CpuDevice, cuda_engine, planted
 from panel_runs import Array, Case, assert_same_bits, assert_same_numbers, numbers_of, run, state, train
 
-from catopt_xp import engines
 from catopt_xp.backend.xp import NumpyBackend
 from catopt_xp.callbacks import TrainState
 from catopt_xp.data.order import epoch_order
-from catopt_xp.engines import check, choose_engine, cuda, cuda_plan
-from catopt_xp.engines.cuda import CoresEngine, CudaEngine
-from catopt_xp.engines.cuda_plan import CHUNK_STEPS
+from catopt_xp.engines import choose
+from catopt_xp.engines.choose import choose_engine
+from catopt_xp.engines.cuda import engine as cuda
+from catopt_xp.engines.cuda import launches
+from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
+from catopt_xp.engines.cuda.launches import CHUNK_STEPS
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import schedules
@@ -75,7 +77,7 @@ def test_without_graphs_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("steps", [1, 7, 1000])
 def test_chunks_of_any_length_have_the_same_bits(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, _ = queued(LONG)
-    for module in (cuda, cuda_plan):
+    for module in (cuda, launches):
         monkeypatch.setattr(module, "CHUNK_STEPS", steps)
     assert_same_bits(queued(LONG)[0], expected)
 
@@ -201,9 +203,9 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[CpuDevice]]:
         return made[-1]
 
     monkeypatch.setattr(cuda, "CupyDevice", make)
-    check._check.cache_clear()
+    choose._check.cache_clear()
     yield made
-    check._check.cache_clear()
+    choose._check.cache_clear()
 
 
 def setting(
@@ -298,7 +300,7 @@ def test_the_check_loads_as_the_features_allow(monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def training(devices: list[CpuDevice], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`train` of panel_runs on the GPU that is none, with the panel engine; a check's steps are not to be counted."""
-    monkeypatch.setattr(engines, "self_check", lambda *arguments: None)
+    monkeypatch.setattr(choose, "self_check", lambda *arguments: None)
     return lambda folder=None, **given: train(folder, **{"device": PretendGpu()} | given)
 
 

@@ -14,8 +14,8 @@ from cuda_on_cpu import CudaError, run_sanitized
 from cuda_runs import CpuDevice, cuda_engine, error_ratios, plan, planted
 from panel_runs import Case, differences, run
 
-from catopt_xp.engines.check import BOUNDS
-from catopt_xp.engines.cuda import CudaEngine
+from catopt_xp.engines.choose import BOUNDS
+from catopt_xp.engines.cuda.engine import CudaEngine
 from catopt_xp.engines.plain import PlainEngine
 
 OBSTACLE = cuda_on_cpu.obstacle()

@@ -19,9 +19,9 @@ import catopt_xp
 from catopt_xp.backend.devices import DeviceError
 from catopt_xp.backend.xp import Backend, CupyBackend, asnumpy, get_backend
 from catopt_xp.data.order import epoch_order
-from catopt_xp.engines import cuda
-from catopt_xp.engines.cuda import CoresEngine, CudaEngine
-from catopt_xp.engines.cuda_plan import CHUNK_STEPS
+from catopt_xp.engines.cuda import engine as cuda
+from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
+from catopt_xp.engines.cuda.launches import CHUNK_STEPS
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.optim.rules import OPTIMIZERS

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from panel_runs import Case, assert_same_bits, assert_same_numbers, differences, run
 
-from catopt_xp.engines.cuda_plan import SUBTREE
+from catopt_xp.engines.cuda.launches import SUBTREE
 from catopt_xp.engines.panels import tree_sum
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.optim import schedules

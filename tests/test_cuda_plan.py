@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catopt_xp.data.order import batches, epoch_order
-from catopt_xp.engines import cuda_plan
-from catopt_xp.engines.cuda_plan import (
+from catopt_xp.engines.cuda import launches
+from catopt_xp.engines.cuda.launches import (
     CHUNK_STEPS,
     MOST_BATCH,
     MOST_SHARED,
@@ -330,4 +330,4 @@ def test_an_address_is_read_off_either_interface() -> None:
 
 def test_the_limits_are_those_of_the_design() -> None:
     assert (MOST_UNITS, MOST_BATCH, MOST_SHARED) == (128, 2000, 96 * 1024)
-    assert 24 <= cuda_plan.CHUNK_STEPS <= 64  # a few dozen: what an interrupt waits for
+    assert 24 <= launches.CHUNK_STEPS <= 64  # a few dozen: what an interrupt waits for

@@ -27,9 +27,9 @@ from cuda_runs import CpuDevice
 from cuda_stand_in import StandIn
 from panel_runs import Case
 from catopt_xp.backend.xp.xp import CupyBackend, asnumpy; from catopt_xp.backend.xp.devices import DeviceError
-from catopt_xp.distributed import Ranks
-from catopt_xp.engines.cuda import CoresEngine, CudaEngine
-from catopt_xp.engines.cuda_ranks import CoresRankEngine, CudaRankEngine
+from catopt_xp.backend.ranks import Ranks
+from catopt_xp.engines.cuda.engine.engine import CoresEngine, CudaEngine
+from catopt_xp.engines.cuda.engine.engine import CoresRankEngine, CudaRankEngine
 
 cuda_runs.folder = lambda: Path(sys.argv[1])  # compiled once for all ranks
 ranks = Ranks(comm)
@@ -171,7 +171,7 @@ def test_sums_travel_by_nccl_where_every_rank_has_it(
 # `found`: for each rank on which GPU of the machine it trains, or the error; then the reason, and what was warned.
 DEVICES = """
 import warnings
-import catopt_xp.distributed as distributed
+import catopt_xp.engines.choose as distributed
 
 case, device, strict = sys.argv[2], sys.argv[3], sys.argv[4] == "strict"
 counts = {"two": 2, "one shown to each": 1, "one for both": 1, "none on the second": 1 - ranks.rank}
@@ -232,7 +232,7 @@ def test_each_rank_has_a_gpu_of_its_own_or_none_has_one(
 
 
 ENGINES = """
-import catopt_xp.distributed as distributed
+import catopt_xp.engines.choose as distributed
 from catopt_xp.engines.plain import Settings
 
 tried = []

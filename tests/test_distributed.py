@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from ranks import OBSTACLE, answers, run, start
 
+from catopt_xp.backend.ranks import Ranks, launched
 from catopt_xp.checkpoint import read_checkpoint
-from catopt_xp.distributed import Ranks, launched
-from catopt_xp.engines.lanes import PRODUCT_UNITS
+from catopt_xp.engines.cpu.lanes import PRODUCT_UNITS
 from catopt_xp.engines.panels import PANEL, join_subtrees, padded, tree_sum
 
 pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
@@ -228,8 +228,8 @@ def test_a_broken_photograph_in_the_share_of_one_rank_is_named_once(photographs:
 SENT = """
 import numpy as np
 from panel_runs import Case, run
-from catopt_xp.distributed import Ranks
-from catopt_xp.engines.ranks import RankEngine
+from catopt_xp.backend.ranks import Ranks
+from catopt_xp.engines.cpu.engine.engine import RankEngine
 case = Case(n_x=int(sys.argv[1]), units=(30, 20, 20), m=64, batch_size=64, dtype="float32", activation="relu", epochs=8)
 ranks = Ranks(comm)
 def make(model, optimizer, samples, targets, backend, settings):

@@ -16,10 +16,10 @@ import pytest
 from panel_runs import Case, python, train
 
 from catopt_xp.backend.xp import Backend, NumpyBackend
-from catopt_xp.engines import choose_engine
-from catopt_xp.engines.cpu import PanelEngine
+from catopt_xp.engines.choose import choose_engine
+from catopt_xp.engines.cpu.engine import PanelEngine
+from catopt_xp.engines.cpu.upper_layers import Rest
 from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.engines.rest import Rest
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import Adam
 
@@ -142,7 +142,7 @@ def rest_off(self: Any, *arguments: Any) -> float:
 
 
 RIGHT_STEP = Rest.step
-PASS = "catopt_xp.engines.cpu.PanelEngine._pass"
+PASS = "catopt_xp.engines.cpu.engine.PanelEngine._pass"
 FAULTS: dict[str, tuple[str, Any]] = {
     "a gradient twice too large": (
         PASS,
@@ -156,9 +156,9 @@ FAULTS: dict[str, tuple[str, Any]] = {
         PASS,
         altered(lambda rows, d, rule, following: (rows[1:], d[1:], rule, following)),
     ),
-    "panels left out of the product": ("catopt_xp.engines.cpu.tree_sum", lambda blocks: blocks[0]),
-    "another loss of the compiled rest": ("catopt_xp.engines.cpu.Rest.step", rest_off),
-    "pixels of another scale": ("catopt_xp.engines.cpu.pixel_scale", lambda dtype: 1 / 256),
+    "panels left out of the product": ("catopt_xp.engines.cpu.engine.tree_sum", lambda blocks: blocks[0]),
+    "another loss of the compiled rest": ("catopt_xp.engines.cpu.engine.Rest.step", rest_off),
+    "pixels of another scale": ("catopt_xp.engines.cpu.engine.pixel_scale", lambda dtype: 1 / 256),
 }
 
 

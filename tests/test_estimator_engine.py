@@ -9,7 +9,7 @@ import pytest
 
 from catopt_xp.backend.xp import Backend, NumpyBackend
 from catopt_xp.data.resident import make_resident
-from catopt_xp.engines import choose_engine, gpu_obstacle
+from catopt_xp.engines.choose import choose_engine, gpu_obstacle
 from catopt_xp.engines.plain import SQUARED, PlainEngine, Settings
 from catopt_xp.nn.first_layer import Batch
 from catopt_xp.nn.network import DeepNetwork

@@ -12,7 +12,7 @@ import pytest
 from short_runs import fit
 
 from catopt_xp.callbacks import TrainState
-from catopt_xp.engines import check
+from catopt_xp.engines import choose
 from catopt_xp.io.console import ASKING_TO_END, Signals
 from catopt_xp.io.files import keep_copy, mark, remove_stale, write_whole
 from catopt_xp.logs import CsvLog, JsonLog
@@ -114,14 +114,14 @@ def test_a_run_under_nohup_outlives_its_terminal() -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_ctrl_c_while_code_is_compiled_waits_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    right, ended = check.PlainEngine.steps, []
+    right, ended = choose.PlainEngine.steps, []
 
     def interrupted(engine: Any, *arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)  # in the midst of the check, where numba would swallow it
         yield from right(engine, *arguments, **options)
         ended.append(engine)
 
-    monkeypatch.setattr(check.PlainEngine, "steps", interrupted)
+    monkeypatch.setattr(choose.PlainEngine, "steps", interrupted)
     rng = np.random.default_rng(0)
     X, Y = rng.integers(0, 256, (3000, 40), dtype=np.uint8), np.arange(40).reshape(1, -1) % 2
     with pytest.raises(KeyboardInterrupt):

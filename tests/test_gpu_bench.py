@@ -25,7 +25,7 @@ from catopt_xp.bench.gpu_floor import Ceilings, epoch_bytes, step_bytes
 from catopt_xp.bench.gpu_jobs import GpuJobs
 from catopt_xp.bench.gpu_kernels import Recorder, measure_launches, measure_plain, measure_steps
 from catopt_xp.bench.workload import Workload
-from catopt_xp.engines.cuda import CoresEngine, CudaEngine
+from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.optim.rules import OPTIMIZERS
 

@@ -13,12 +13,13 @@ from numba import njit
 from numba.core.codegen import get_host_cpu_features
 from panel_runs import OPTIONS, Array, Case, python, run, state
 
-from catopt_xp.engines import LEAST_EPS, panels
-from catopt_xp.engines.cpu import PanelEngine
-from catopt_xp.engines.lanes import flush_subnormals, restore
+from catopt_xp.engines import panels
+from catopt_xp.engines.choose import LEAST_EPS
+from catopt_xp.engines.cpu.engine import PanelEngine
+from catopt_xp.engines.cpu.lanes import flush_subnormals, restore
+from catopt_xp.engines.cpu.rules import NUMBERS, update
+from catopt_xp.engines.cpu.vectors import X86 as FLUSHES
 from catopt_xp.engines.plain import PlainEngine
-from catopt_xp.engines.updates import NUMBERS, update
-from catopt_xp.engines.vectors import X86 as FLUSHES
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import OPTIMIZERS
 
@@ -181,9 +182,9 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Checks the engine with the vectors of another processor, and says how long they are.
 CHECK = """
 import numpy as np
-from catopt_xp.engines import vectors
-from catopt_xp.engines.check import self_check
-from catopt_xp.engines.cpu import PanelEngine
+from catopt_xp.engines.cpu.engine import vectors
+from catopt_xp.engines.choose.choose import self_check
+from catopt_xp.engines.cpu.engine.engine import PanelEngine
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules.rules import Adam, Momentum
 print(vectors.VECTOR_BYTES)

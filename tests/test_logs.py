@@ -19,7 +19,7 @@ from short_runs import fit, flat, small_set
 from catopt_xp import logs
 from catopt_xp.callbacks import Callback, TrainState
 from catopt_xp.checkpoint import read_checkpoint
-from catopt_xp.engines.cpu import PanelEngine
+from catopt_xp.engines.cpu.engine import PanelEngine
 from catopt_xp.history import STAGES, History
 from catopt_xp.logs import CsvLog, JsonLog, TensorBoard
 from catopt_xp.nn.network import DeepNetwork

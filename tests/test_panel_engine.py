@@ -33,11 +33,11 @@ from panel_runs import (
     train,
 )
 
-from catopt_xp import engines
 from catopt_xp.callbacks import TrainState
 from catopt_xp.data.order import epoch_order
-from catopt_xp.engines import cpu, panels
-from catopt_xp.engines.cpu import PanelEngine
+from catopt_xp.engines import choose, panels
+from catopt_xp.engines.cpu import engine as cpu
+from catopt_xp.engines.cpu.engine import PanelEngine
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.optim import schedules
 from catopt_xp.optim.rules import OPTIMIZERS
@@ -243,7 +243,7 @@ After = Callable[[int, Callable[[], None]], None]
 def after(monkeypatch: pytest.MonkeyPatch) -> After:
     """`after(n, action)` calls `action` once the engine has made n updates, before anything is saved."""
     steps = PanelEngine.steps
-    monkeypatch.setattr(engines, "self_check", lambda *arguments: None)  # its steps are not to be counted
+    monkeypatch.setattr(choose, "self_check", lambda *arguments: None)  # its steps are not to be counted
 
     def install(updates: int, action: Callable[[], None]) -> None:
         count = itertools.count(1)

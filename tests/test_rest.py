@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from numba import njit
 from panel_runs import OPTIONS, Case, assert_same_bits, assert_same_numbers, is_alive, run
 
-from catopt_xp.engines import rest
-from catopt_xp.engines.cpu import PanelEngine
-from catopt_xp.engines.lanes import combine, convert, dot
+from catopt_xp.engines.cpu import upper_layers
+from catopt_xp.engines.cpu.engine import PanelEngine
+from catopt_xp.engines.cpu.lanes import combine, convert, dot
+from catopt_xp.engines.cpu.upper_layers import Rest
 from catopt_xp.engines.panels import STRIP, aligned_zeros
 from catopt_xp.engines.plain import PlainEngine
-from catopt_xp.engines.rest import Rest
 from catopt_xp.nn.network import DeepNetwork
 
 Array = np.ndarray[Any, Any]
@@ -57,7 +57,7 @@ def test_networks_of_any_size_have_the_same_numbers(
 def test_what_is_not_known_goes_by_the_formulas_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     case = chapter_case()
     compiled = run(case.engine(PanelEngine), case)
-    monkeypatch.setattr(rest, "MOST_WEIGHTS", 0)
+    monkeypatch.setattr(upper_layers, "MOST_WEIGHTS", 0)
     engine = case.engine(PanelEngine)
     assert engine._rest is None
     assert_same_numbers(run(engine, case), compiled)

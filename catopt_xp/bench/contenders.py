@@ -19,7 +19,7 @@ from catopt_xp.backend.xp import NumpyBackend
 from catopt_xp.bench.base_contender import Contender, used_threads
 from catopt_xp.bench.chapter_peer import ChapterPeer
 from catopt_xp.bench.workload import Workload
-from catopt_xp.engines import choose_engine
+from catopt_xp.engines.choose import choose_engine
 from catopt_xp.engines.plain import Settings
 from catopt_xp.optim.rules import OPTIMIZERS
 from catopt_xp.version import __version__

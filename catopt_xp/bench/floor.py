@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from catopt_xp.backend.machine import cpu_model, thread_count
 from catopt_xp.backend.threads import deal
 from catopt_xp.bench.workload import Workload
-from catopt_xp.engines import numba_obstacle
+from catopt_xp.engines.choose import numba_obstacle
 from catopt_xp.engines.panels import aligned_zeros
 from catopt_xp.optim.rules import OPTIMIZERS
 

@@ -19,8 +19,8 @@ from catopt_xp.backend.machine import thread_count
 from catopt_xp.backend.xp import Backend, get_backend
 from catopt_xp.bench.base_contender import Contender, EpochContender
 from catopt_xp.bench.workload import Workload
-from catopt_xp.engines import panel_obstacle
-from catopt_xp.engines.cuda import CoresEngine, CudaEngine
+from catopt_xp.engines.choose import panel_obstacle
+from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.optim.rules import OPTIMIZERS
 from catopt_xp.version import __version__

@@ -21,8 +21,8 @@ from catopt_xp.bench.gpu_contenders import GPU_CONTENDERS, EngineEpochs
 from catopt_xp.bench.gpu_floor import measure_bandwidth, measure_products
 from catopt_xp.bench.gpu_kernels import measure_launches, measure_plain, measure_steps
 from catopt_xp.bench.workload import Workload
-from catopt_xp.engines import choose_engine
-from catopt_xp.engines.cuda import CoresEngine, CudaEngine
+from catopt_xp.engines.choose import choose_engine
+from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.optim.rules import make_optimizer
 from catopt_xp.training import train

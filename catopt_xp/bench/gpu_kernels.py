@@ -20,7 +20,8 @@ from catopt_xp.bench.agreement import BenchError
 from catopt_xp.bench.gpu_contenders import EngineEpochs
 from catopt_xp.bench.gpu_floor import device_seconds, step_bytes
 from catopt_xp.bench.workload import Workload
-from catopt_xp.engines.cuda import CudaEngine, CupyDevice
+from catopt_xp.engines.cuda.device import CupyDevice
+from catopt_xp.engines.cuda.engine import CudaEngine
 from catopt_xp.engines.plain import PlainEngine
 
 Launch = tuple[str, Sequence[int], int, Sequence[Any], int]

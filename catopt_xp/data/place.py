@@ -10,11 +10,11 @@ import numpy as np
 
 from catopt_xp.backend.devices import fall_back
 from catopt_xp.backend.machine import size_text
+from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.xp import Backend, NumpyBackend, backend_of, dtype_name
 from catopt_xp.data.dataset import DataSet
 from catopt_xp.data.resident import ResidentSet, labels_of, make_resident
 from catopt_xp.data.stream import WINDOWS, RowFile, StreamedDevSet, StreamedSet, find_rows, is_mapped
-from catopt_xp.distributed import Ranks
 from catopt_xp.nn.labels import check_labels
 from catopt_xp.nn.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
 from catopt_xp.nn.parameters import common_dtype

@@ -17,7 +17,7 @@ from panel_runs import OPTIONS
 from properties import Tally, prove, times
 
 from catopt_xp.backend.xp import NumpyBackend
-from catopt_xp.engines.cpu import PanelEngine
+from catopt_xp.engines.cpu.engine import PanelEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.nn.functional import OUTPUT_ACTIVATIONS
 from catopt_xp.nn.labels import check_labels

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from catopt_xp.engines import numba_obstacle
+from catopt_xp.engines.choose import numba_obstacle
 
 if sys.platform != "linux":
     pytest.skip("the address space is limited as Linux does it", allow_module_level=True)
@@ -81,9 +81,9 @@ def test_a_process_that_cannot_even_start_ends_with_a_line(step: int, tmp_path: 
 
 
 def test_the_compiler_is_not_begun_where_it_would_end_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    from catopt_xp import engines
+    from catopt_xp.engines import choose
 
-    monkeypatch.setattr(engines, "address_room", lambda: 100 << 20)
+    monkeypatch.setattr(choose, "address_room", lambda: 100 << 20)
     told = numba_obstacle()
     if told is not None and "brings a faster one" in told:
         pytest.skip("numba is not installed")

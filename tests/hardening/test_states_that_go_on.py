@@ -17,7 +17,7 @@ from properties import Tally, prove, times
 from short_runs import Crash, arguments, fit
 from states import SCHEDULES, bits
 
-from catopt_xp.engines.cpu import PanelEngine
+from catopt_xp.engines.cpu.engine import PanelEngine
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.estimator import MLPClassifier, MLPRegressor
 from catopt_xp.training import train

@@ -99,8 +99,8 @@ def test_the_wheel_has_the_package_and_nothing_else(built: tuple[Path, Path]) ->
     about = {info + name for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
     own = {name.as_posix() for name in sources() if name.parts[0] == "catopt_xp"}
     assert names == own | about
-    assert {"catopt_xp/py.typed", "catopt_xp/engines/step.cu"} <= names
-    assert {Path(name).suffix for name in own} == {".py", ".cu", ".typed"}
+    assert {"catopt_xp/py.typed", "catopt_xp/engines/cuda/step.cu"} <= names
+    assert {Path(name).suffix for name in own} == {".py", ".pyi", ".cu", ".typed"}
 
 
 def test_the_sdist_has_what_is_needed_to_build_and_to_test_and_nothing_else(built: tuple[Path, Path]) -> None:

@@ -1,20 +1,22 @@
-"""The panel engine on an NVIDIA GPU: two launches a step, the steps of an epoch in CUDA graphs. Floor F3.
+"""The panel engine on an NVIDIA GPU: two launches a step, the steps of an epoch in CUDA graphs.
 
-The kernels are in `step.cu`, what is launched with what in `cuda_plan.py`. Weights and moments stay where the network
+The kernels are in `step.cu`, what is launched with what in `launches.py`. Weights and moments stay where the network
 and the optimizer have them; per-step numbers and row numbers are read from tables on the device, so one graph serves
 every chunk of every epoch, and nothing waits for the device but the host, for the chunk before the last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from catopt_xp.backend.ranks import Exchange
 from catopt_xp.backend.xp import Array, Backend
-from catopt_xp.engines.cuda_plan import (
+from catopt_xp.engines.cuda.device import CupyDevice, Device
+from catopt_xp.engines.cuda.launches import (
     CHUNK_STEPS,
     EVALUATED,
     MIDDLE_THREADS,
@@ -24,97 +26,14 @@ from catopt_xp.engines.cuda_plan import (
     places,
     plan_of,
 )
+from catopt_xp.engines.cuda.transport import Transport, choose_transport
+from catopt_xp.engines.panels import PANEL, merges
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
 
 Rows = NDArray[np.int64]
-KERNELS = ("stream", "middle", "advance", "subtotals", "join")
-
-
-class Device(Protocol):
-    """What the engine needs of a GPU; the tests have one that runs the kernels on the CPU."""
-
-    def load(self, source: str) -> None:
-        """Compiles the kernels of a source."""
-
-    def launch(self, kernel: str, grid: Sequence[int], threads: int, arguments: Sequence[Any], shared: int) -> None:
-        """Queues a kernel: arguments are arrays of the device and NumPy numbers; `shared`: bytes for each block."""
-
-    def upload(self, array: Array, values: NDArray[Any]) -> None:
-        """Queues a copy from the host; the values may change once this returns."""
-
-    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
-        """Records launches without running them; what it returns queues them all at once."""
-
-    def mark(self) -> Callable[[], None]:
-        """A place in the queue; what it returns waits until the device has come there."""
-
-    def attach(self) -> None:
-        """What is queued from now on comes after all that was queued elsewhere."""
-
-    def synchronize(self) -> None:
-        """Waits until all that was queued is done."""
-
-
-class CupyDevice:
-    """A `Device` by CuPy, with a stream of its own: a capture needs one."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend, self.cupy = backend, backend.xp
-        with backend.activate():
-            self.stream = self.cupy.cuda.Stream(non_blocking=True)
-        self._kernels: dict[str, Any] = {}
-        # What was uploaded since the host last waited: CUDA may read a copy's source after the call has returned.
-        self._uploaded: list[NDArray[Any]] = []
-
-    def load(self, source: str) -> None:
-        with self.backend.activate():
-            module = self.cupy.RawModule(code=source, options=("--std=c++17",))
-            self._kernels = {name: module.get_function(name) for name in KERNELS}
-
-    def launch(self, kernel: str, grid: Sequence[int], threads: int, arguments: Sequence[Any], shared: int) -> None:
-        function = self._kernels[kernel]
-        if shared > function.max_dynamic_shared_size_bytes:
-            function.max_dynamic_shared_size_bytes = shared
-        with self.backend.activate(), self.stream:
-            function(tuple(grid), (threads,), tuple(arguments), shared_mem=shared)
-
-    def upload(self, array: Array, values: NDArray[Any]) -> None:
-        held = np.array(values, order="C")
-        self._uploaded.append(held)
-        with self.backend.activate():
-            array.set(held, stream=self.stream)
-
-    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
-        with self.backend.lock, self.backend.activate(), self.stream:
-            self.stream.begin_capture()
-            try:
-                launches()
-            finally:
-                graph = self.stream.end_capture()
-
-        def replay() -> None:
-            with self.backend.activate():
-                graph.launch(stream=self.stream)
-
-        return replay
-
-    def mark(self) -> Callable[[], None]:
-        with self.backend.activate():
-            event = self.cupy.cuda.Event(disable_timing=True)
-            event.record(self.stream)
-        wait: Callable[[], None] = event.synchronize
-        return wait
-
-    def attach(self) -> None:
-        self.backend.synchronize()  # sync
-
-    def synchronize(self) -> None:
-        with self.backend.activate():
-            self.stream.synchronize()  # sync
-        self._uploaded.clear()
 
 
 class Products:
@@ -352,4 +271,126 @@ class CoresEngine(CudaEngine):
     tensor_cores = False
 
 
-__all__ = ["CoresEngine", "CudaEngine", "CupyDevice", "Device"]
+class _Shared(Products):
+    """`Products` of several ranks: `own` (nodes, batch, units), and `everyone`'s (ranks nodes, batch, units)."""
+
+    def __init__(self, backend: Backend, part: Array, nodes: int, ranks: int) -> None:
+        super().__init__(backend, part)
+        self.own = backend.zeros((nodes, *part.shape[1:]), part.dtype)
+        self.everyone = backend.zeros((ranks * nodes, *part.shape[1:]), part.dtype)
+
+
+class CudaRankEngine(CudaEngine):
+    """`CudaEngine` for one of several ranks; arguments as there, but for `samples`: (m, columns of this rank).
+
+    `model` and `optimizer` are whole; between two calls of `settle`, which every rank must make, this rank's columns of
+    W0 and its moments alone are cared for, in arrays of its own.
+    """
+
+    def __init__(
+        self,
+        ranks: Exchange,
+        model: DeepNetwork,
+        optimizer: BaseOptimizer,
+        samples: Array,
+        targets: Array,
+        backend: Backend,
+        settings: Settings,
+        device: Device | None = None,
+        transport: Callable[[Exchange, Backend, Device], Transport] = choose_transport,
+    ) -> None:
+        self.ranks, self._n_x = ranks, model.neuron_cnt[0]
+        self._all_nodes = ranks.nodes(self._n_x)
+        self._most_nodes = max(map(len, self._all_nodes))
+        super().__init__(model, optimizer, samples, targets, backend, settings, device)
+        whole = optimizer.flat_state()
+        behind = whole[0].shape[0] - self.plan.units * self._n_x
+        count = self.plan.units * self.plan.neuron_cnt[0] + behind
+        self._state = [backend.zeros((count,), model.dtype) for _ in whole]
+        self._packed = False
+        flat = [node for nodes in self._all_nodes for node in nodes]
+        places = [rank * self._most_nodes + k for rank, nodes in enumerate(self._all_nodes) for k in range(len(nodes))]
+        self._joins = backend.asarray(np.array([*zip(places, merges(flat), strict=True)], dtype=np.int32))
+        self.transport = transport(ranks, backend, self.device)
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def stops(self, asked: bool) -> bool:
+        return self.ranks.any(asked)
+
+    def _room(self, part: Array) -> Products:
+        return _Shared(self.backend, part, self._most_nodes, self.ranks.size)
+
+    def _own_nodes(self) -> list[tuple[int, int]]:
+        first, _ = self.ranks.panels(self._n_x)
+        each, tiles = PANEL // self.plan.tile, self.plan.tiles
+        starts = [((start - first) * each, count * each) for start, count in self._all_nodes[self.ranks.rank]]
+        return [(start, min(count, tiles - start)) for start, count in starts]
+
+    def _flat_state(self) -> list[Array]:
+        return self._state
+
+    def _to_add(self) -> tuple[Array, int]:
+        return self._products.total, 1
+
+    def _attach(self) -> None:
+        if not self._packed:
+            for whole, own in self._pairs():
+                own[...] = whole
+            self._packed = True
+        super()._attach()
+
+    def _first_product(self, first: int) -> None:
+        super()._first_product(first)
+        self._add_up(self._products, self.lengths[first])
+
+    def _queue(self, first: int, count: int) -> None:
+        """Without a graph: between two launches others have a say."""
+        for ahead in range(count):
+            self._middle(ahead)
+            self._stream(ahead, self.samples, self._products)
+            if self._lengths_behind[first + ahead]:
+                self._add_up(self._products, int(self._lengths_behind[first + ahead]))
+        self.device.launch("advance", (1,), 1, [self._base, np.int32(count)], 0)
+
+    def _add_up(self, products: Products, count: int) -> None:
+        assert isinstance(products, _Shared)
+        self._subtotals(products, count, products.own)
+        self.transport.gather(products.own, products.everyone)
+        size = products.batch * self.plan.units
+        arguments = [products.everyone, np.int32(size), self._joins, np.int32(len(self._joins)), products.total]
+        self.device.launch("join", (-(-size // SUMMING_THREADS),), SUMMING_THREADS, arguments, 0)
+
+    # --- the local state ----------------------------------------------------------------------------------------------
+
+    def _pairs(self, rest_alone: bool = False) -> list[tuple[Array, Array]]:
+        """What the model and the optimizer have, and the same here: this rank's columns of W0, and what lies behind."""
+        share, units, found = self.ranks.share(self._n_x), self.plan.units, []
+        for whole, own in zip(self.optimizer.flat_state(), self._state, strict=True):
+            at, here = units * self._n_x, units * self.plan.neuron_cnt[0]
+            columns = whole[:at].reshape(units, -1)[:, share], own[:here].reshape(units, -1)
+            found += [(whole[at:], own[here:])] if rest_alone else [columns, (whole[at:], own[here:])]
+        return found
+
+    def _write_rest(self) -> None:
+        super()._write_rest()
+        for whole, own in self._pairs(rest_alone=True):
+            whole[...] = own
+
+    def settle(self) -> None:
+        super().settle()
+        if self._packed:
+            for whole, own in self._pairs():
+                whole[...] = own
+            for flat in self.optimizer.flat_state():
+                W = flat[: self.plan.units * self._n_x].reshape(self.plan.units, -1)
+                host = np.array(self.backend.to_host(W))
+                self.ranks.gather_columns(host)
+                W[...] = self.backend.asarray(host)
+            self._packed = False
+
+
+class CoresRankEngine(CudaRankEngine):
+    """The same without tensor cores."""
+
+    tensor_cores = False

@@ -164,6 +164,3 @@ def pointer_to(context: Any, builder: Any, kind: Any, array: Any) -> Any:
 def real_of(context: Any, kind: Any) -> Any:
     """The LLVM type of an array's elements."""
     return context.get_value_type(kind.dtype)
-
-
-__all__ = ["AVX512", "INDEX", "VECTOR_BYTES", "X86", "Code", "N", "pointer_to", "real_of"]

@@ -18,8 +18,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from catopt_xp.engines.cpu.vectors import AVX512, INDEX, X86, Code, N, pointer_to, real_of
 from catopt_xp.engines.panels import STRIP
-from catopt_xp.engines.vectors import AVX512, INDEX, X86, Code, N, pointer_to, real_of
 
 GRADIENT_ROWS = 5  # units whose gradient is formed at a time: 5 x 4 registers of sums
 # Registers for columns in the gradient's block, and units in the product's: as many sums as there are registers for.

@@ -11,8 +11,9 @@ from typing import Any
 
 import numba
 
-from catopt_xp.engines import lanes, panels, updates, vectors
-from catopt_xp.engines.updates import NUMBERS
+from catopt_xp.engines import panels
+from catopt_xp.engines.cpu import lanes, rules, vectors
+from catopt_xp.engines.cpu.rules import NUMBERS
 
 
 class Compiled:
@@ -28,7 +29,7 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        sources = "".join(map(inspect.getsource, (panels, vectors, lanes, updates)))
+        sources = "".join(map(inspect.getsource, (panels, vectors, lanes, rules)))
         self._sources = sources + "".join(optimizer.kernel for optimizer in NUMBERS)
         self._variants: dict[str, _Variant] = {}
 
@@ -65,6 +66,3 @@ class _Variant:
                 raise
             self._call = self._fresh
             return self._call(*arguments)
-
-
-__all__ = ["Compiled"]

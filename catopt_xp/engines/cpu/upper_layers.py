@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.engines.compiled import Compiled
-from catopt_xp.engines.lanes import combine, dot, flush_subnormals, restore
+from catopt_xp.engines.cpu.jit import Compiled
+from catopt_xp.engines.cpu.lanes import combine, dot, flush_subnormals, restore
+from catopt_xp.engines.cpu.rules import update
 from catopt_xp.engines.panels import STRIP, aligned_zeros, padded
-from catopt_xp.engines.updates import update
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
 
@@ -179,6 +179,3 @@ class Rest:
             pairs.append((packed[: self.n_weights], flat[self.first : behind]))
             pairs.append((packed[self.weights : self.weights + self.n_biases], flat[behind:]))
         return pairs
-
-
-__all__ = ["Rest", "Rule"]

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from catopt_xp.engines.vectors import Code, N, pointer_to, real_of
+from catopt_xp.engines.cpu.vectors import Code, N, pointer_to, real_of
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import Adam, GradientDescent, Momentum, RMSProp
 
@@ -123,6 +123,3 @@ def update(typing: Any, p: Any, moments: Any, at: Any, g: Any, g0: Any, n: Any, 
         return context.get_dummy_value()
 
     return types.void(p, moments, N, g, N, N, numbers, decay), emit
-
-
-__all__ = ["NUMBERS", "parse_rule", "update"]

@@ -15,22 +15,16 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from catopt_xp.backend.devices import DeviceError, fall_back
 from catopt_xp.backend.machine import thread_count
-from catopt_xp.backend.xp import Array, Backend, NumpyBackend, get_backend
+from catopt_xp.backend.xp import Backend, NumpyBackend, get_backend
 from catopt_xp.data.decoding import decode_files
-from catopt_xp.engines import check_failure, panel_obstacle
-from catopt_xp.engines.cuda import CoresEngine, CudaEngine
-from catopt_xp.engines.cuda_ranks import CoresRankEngine, CudaRankEngine
 from catopt_xp.engines.panels import PANEL, grain, subtrees
-from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
-from catopt_xp.optim.base import BaseOptimizer
 
 Floats = NDArray[Any]
 
@@ -239,62 +233,6 @@ class Ranks:
         return columns
 
 
-def rank_engine(
-    ranks: Ranks,
-    engine: str,
-    model: BaseRegressionModel,
-    optimizer: BaseOptimizer,
-    samples: Array,
-    targets: Array,
-    backend: Backend,
-    settings: Settings,
-) -> tuple[PlainEngine, str]:
-    """The engine for one of several ranks, and why; `samples`: (m, columns of this rank), the others as for
-    `choose_engine`. Raises ValueError where ranks cannot run this, RuntimeError where the engine fails its own check.
-    """
-    if engine == "plain":
-        raise ValueError('ranks train with the panel engine, "plain" is asked for: leave engine at "auto"')
-    with ranks.agreed():
-        obstacle = panel_obstacle(model, optimizer, samples, backend, settings)
-        if obstacle is not None:
-            cure = ': take device "cpu"' if backend.name == "cupy" else ""
-            raise ValueError(f"ranks train with the panel engine, which cannot run this: {obstacle}{cure}")
-    assert isinstance(model, DeepNetwork)
-    why = f"each of {ranks.size} ranks its panels"
-    parts = model, optimizer, samples, targets, backend, settings
-    if backend.name == "cupy":
-        made = _gpu_engine(ranks, *parts)
-        return made, f"{why}, on a GPU of its own; sums {made.transport.name}"
-    from catopt_xp.engines.cpu import PanelEngine  # needs numba
-    from catopt_xp.engines.ranks import RankEngine
-
-    failure = check_failure(PanelEngine, model, optimizer, samples, backend, settings)
-    if failure is not None:
-        raise RuntimeError(f"the panel engine failed its check on rank {ranks.rank}: {failure}")
-    return RankEngine(ranks, *parts), why
-
-
-def _gpu_engine(
-    ranks: Ranks,
-    model: DeepNetwork,
-    optimizer: BaseOptimizer,
-    samples: Array,
-    targets: Array,
-    backend: Backend,
-    settings: Settings,
-) -> CudaRankEngine:
-    """The fastest that passes its check on every rank's GPU. Raises RuntimeError where none does."""
-    for kind, make in ((CudaEngine, CudaRankEngine), (CoresEngine, CoresRankEngine)):
-        with ranks.agreed():
-            failure = check_failure(kind, model, optimizer, samples, backend, settings)
-        if not ranks.any(failure is not None):
-            return make(ranks, model, optimizer, samples, targets, backend, settings)
-    with ranks.agreed():
-        if failure is not None:
-            raise RuntimeError(f"the panel engine failed its check on rank {ranks.rank}: {failure}")
-    raise AssertionError("a rank that failed says so")
-
-
 def rank_backend(ranks: Ranks, device: Any, strict_device: bool | None) -> Backend:
     """Where this rank trains: on a GPU of its own, or, where one rank has none, all on CPUs. Arguments as for
     `get_backend`, whose backends are taken as they are, but "cuda:N". Warns and raises as it does.
@@ -362,4 +300,30 @@ def world() -> Any:
     return MPI.COMM_WORLD
 
 
-__all__ = ["RankError", "Ranks", "launched", "rank_backend", "rank_engine", "world"]
+class Exchange(Protocol):
+    """What a rank's engine needs of the others: `distributed.Ranks`."""
+
+    rank: int
+    size: int
+    sent_bytes: int
+
+    def share(self, n_x: int) -> slice:
+        """This rank's features."""
+
+    def panels(self, n_x: int) -> tuple[int, int]:
+        """This rank's first panel, and the next one's."""
+
+    def nodes(self, n_x: int) -> list[list[tuple[int, int]]]:
+        """Each rank's subtrees."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so."""
+
+    def from_first(self, value: Any) -> Any:
+        """The first rank's value."""
+
+    def gather(self, own: Floats, counts: Sequence[int]) -> Floats:
+        """All ranks' numbers."""
+
+    def gather_columns(self, W: Floats) -> None:
+        """Fills in what other ranks care for."""

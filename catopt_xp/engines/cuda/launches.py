@@ -328,7 +328,7 @@ __device__ __forceinline__ void rule(REAL& parameter, REAL gradient, REAL& momen
     def source(self) -> str:
         """The whole text that is compiled."""
         step, products = (
-            files("catopt_xp.engines").joinpath(f"{name}.cu").read_text(encoding="utf-8")
+            files("catopt_xp.engines.cuda").joinpath(f"{name}.cu").read_text(encoding="utf-8")
             for name in ("step", self.products)
         )
         for place, text in (("RULE", self._rule()), ("PRODUCTS", products)):
@@ -385,16 +385,3 @@ def address(array: Array) -> int:
     face = "__cuda_array_interface__" if hasattr(array, "__cuda_array_interface__") else "__array_interface__"
     start: int = getattr(array, face)["data"][0]
     return start
-
-
-__all__ = [
-    "CHUNK_STEPS",
-    "EVALUATED",
-    "MIDDLE_THREADS",
-    "SUMMING_THREADS",
-    "CudaPlan",
-    "address",
-    "chunk_end",
-    "places",
-    "plan_of",
-]

@@ -1,0 +1,1 @@
+"""The panel engine of a CPU, compiled by numba."""

@@ -1,0 +1,1 @@
+"""The panel engine of an NVIDIA GPU."""
