@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import catopt_xp
-from catopt_xp.history import History
+from catopt_xp.training.history import History
 
 SAMPLES = 500  # evenly spaced ones of the training set, through which a unit counts as alive
 

@@ -28,8 +28,6 @@ from catopt_xp.backend.ranks import Ranks, world
 from catopt_xp.backend.xp import Backend, device_report, get_backend
 from catopt_xp.bench import table
 from catopt_xp.bench.workload import Workload
-from catopt_xp.callbacks import Callback
-from catopt_xp.checkpoint import npz_path
 from catopt_xp.data.dataset import check_memory
 from catopt_xp.data.decoding import decode_images
 from catopt_xp.data.drawn.drawings import drawn_name
@@ -60,14 +58,14 @@ from catopt_xp.experiments import SURFACES, compare, optimizer_paths
 from catopt_xp.export import FORMATS, INPUTS, export_onnx, export_safetensors
 from catopt_xp.flag_groups import NAME
 from catopt_xp.io.console import plain
-from catopt_xp.logs import CsvLog, JsonLog, TensorBoard
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import make_optimizer
-from catopt_xp.plots import plot_benchmark, plot_comparison, plot_history, plot_mini_batch, plot_paths
 from catopt_xp.run_files import read_benchmark, read_history, run_files, run_names
-from catopt_xp.saving import Checkpoint
 from catopt_xp.trained import read_trained, trained_of, trained_on
-from catopt_xp.training import TrainResult, train
+from catopt_xp.training.callbacks import Callback, CsvLog, JsonLog, TensorBoard
+from catopt_xp.training.checkpoint import Checkpoint, npz_path
+from catopt_xp.training.plots import plot_benchmark, plot_comparison, plot_history, plot_mini_batch, plot_paths
+from catopt_xp.training.train import TrainResult, train
 from catopt_xp.tuning import tune
 
 COPIES = 4  # of the parameters, that training keeps: themselves, the gradient and two moments

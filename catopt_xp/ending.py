@@ -23,7 +23,7 @@ from catopt_xp.data.dataset import DataArgumentError
 from catopt_xp.flag_groups import NAME
 from catopt_xp.io.console import ASKING_TO_END, is_to_be_ignored, plain
 from catopt_xp.io.files import Mark, mark
-from catopt_xp.running import Interrupted
+from catopt_xp.training.loop import Interrupted
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 LOADING = "catopt_xp.data.load"  # the module in which a run is, while its data are read, decoded or drawn

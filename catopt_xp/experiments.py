@@ -24,14 +24,14 @@ import numpy as np
 from catopt_xp.backend.xp import Backend, asnumpy, get_backend
 from catopt_xp.data.dataset import DataSet
 from catopt_xp.data.load import load_data
-from catopt_xp.history import History
 from catopt_xp.io.console import plain
 from catopt_xp.io.files import remove_stale
 from catopt_xp.optim.rules import OPTIMIZERS, make_optimizer
 from catopt_xp.optim.schedules import Scheduler, const_lr, describe, get_hyperbola_func
-from catopt_xp.plots import plot_comparison
-from catopt_xp.saving import Checkpoint
-from catopt_xp.training import train
+from catopt_xp.training.checkpoint import Checkpoint
+from catopt_xp.training.history import History
+from catopt_xp.training.plots import plot_comparison
+from catopt_xp.training.train import train
 
 BATCH_SIZE = 64  # of the comparisons that do not vary it
 DIGEST_ROWS = 64  # samples that a set's digest looks at; at most twice as many

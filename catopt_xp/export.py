@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.checkpoint import CheckpointError, is_finite
 from catopt_xp.io.files import write_whole
 from catopt_xp.nn.functional import PIXEL_SCALE
 from catopt_xp.nn.network import DeepNetwork, checked_layout
 from catopt_xp.nn.parameters import check_matches, layer_shapes
-from catopt_xp.saving import ARCHITECTURE
 from catopt_xp.trained import DAMAGE, Trained, trained_of
+from catopt_xp.training.checkpoint import ARCHITECTURE, CheckpointError, is_finite
 from catopt_xp.version import __version__
 
 OPSET, IR_VERSION = 17, 8

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from catopt_xp.history import History
-from catopt_xp.plots import is_drawable
-from catopt_xp.saving import Checkpoint
+from catopt_xp.training.checkpoint import Checkpoint
+from catopt_xp.training.history import History
+from catopt_xp.training.record import is_drawable
 
 # Of the files of a run, after its name; where two are equally old, the first has more to tell.
 ENDINGS = ("_history.json", "_latest.npz", "_history.csv")

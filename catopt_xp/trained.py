@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.checkpoint import CheckpointError
 from catopt_xp.data.dataset import checked_img_shape
 from catopt_xp.estimator_rules import HIDDEN
 from catopt_xp.nn.functional import OUTPUT_ACTIVATIONS
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.saving import Checkpoint
-from catopt_xp.training import TrainResult
+from catopt_xp.training.checkpoint import Checkpoint, CheckpointError
+from catopt_xp.training.train import TrainResult
 
 # What a doctored or foreign checkpoint may raise where its parts are used.
 DAMAGE = (LookupError, AttributeError, TypeError, ValueError, OverflowError, MemoryError, RecursionError)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from catopt_xp.backend.threads import limited_threads
-from catopt_xp.batch_size import CANDIDATES, SMALL_SET, Measured, choose, measure, rule_of_thumb
 from catopt_xp.engines.choose import choose_engine
 from catopt_xp.engines.plain import Settings
-from catopt_xp.job import prepare
-from catopt_xp.plan import Plan
-from catopt_xp.training import train
+from catopt_xp.training.batch_size import CANDIDATES, SMALL_SET, Measured, choose, measure, rule_of_thumb
+from catopt_xp.training.setup import Plan, prepare
+from catopt_xp.training.train import train
 
 
 @dataclass

@@ -22,7 +22,7 @@ from catopt_xp.data.order import epoch_order, window_pools
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import OPTIMIZERS
 from catopt_xp.optim.schedules import get_cosine_func
-from catopt_xp.training import TrainResult, train
+from catopt_xp.training.train import TrainResult, train
 
 Array = np.ndarray[Any, Any]
 M, N_X, EPOCHS = 40, 4100, 4

@@ -25,15 +25,15 @@ from catopt_xp.cli import main
 from catopt_xp.data.cache import load_rows, load_skipped
 from catopt_xp.data.decoding import decode_images, photograph_size
 from catopt_xp.data.load import load_data
-from catopt_xp.history import History
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import schedules
 from catopt_xp.optim.rules import make_optimizer
 from catopt_xp.run_files import read_history, run_files
-from catopt_xp.running import TrainingDiverged
-from catopt_xp.saving import Checkpoint, load_model, load_state_dict
 from catopt_xp.trained import read_trained
-from catopt_xp.training import train
+from catopt_xp.training.checkpoint import Checkpoint, load_model, load_state_dict
+from catopt_xp.training.history import History
+from catopt_xp.training.loop import TrainingDiverged
+from catopt_xp.training.train import train
 
 # --- a small set and its runs -----------------------------------------------------------------------------------------
 

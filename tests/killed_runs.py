@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import catopt_xp
-from catopt_xp.checkpoint import read_checkpoint
+from catopt_xp.training.checkpoint import read_checkpoint
 
 SIGNALS_REASON = "SIGKILL, SIGTERM and fork are POSIX"
 LIMIT = 120.0  # seconds, after which a process counts as hanging

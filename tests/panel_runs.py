@@ -22,7 +22,7 @@ from catopt_xp.nn.labels import check_labels
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import schedules
 from catopt_xp.optim.rules import OPTIMIZERS
-from catopt_xp.training import TrainResult
+from catopt_xp.training.train import TrainResult
 
 Array = np.ndarray[Any, Any]
 N_X = 2 * panels.PANEL + panels.STRIP + 5  # panels, strips and a strip that is not full

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.job import prepare
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
-from catopt_xp.plan import Plan
-from catopt_xp.running import Run
-from catopt_xp.training import TrainResult, train
+from catopt_xp.training.loop import Run
+from catopt_xp.training.setup import Plan, prepare
+from catopt_xp.training.train import TrainResult, train
 
 M, N_X = 60, 12
 RATES = {"gd": 0.05, "momentum": 0.05, "rmsprop": 0.01, "adam": 0.01}

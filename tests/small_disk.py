@@ -26,9 +26,9 @@ import numpy as np
 from forked import Ended, run_forked
 from PIL import Image
 
-from catopt_xp.checkpoint import read_checkpoint
-from catopt_xp.history import History
 from catopt_xp.run_files import read_benchmark
+from catopt_xp.training.checkpoint import read_checkpoint
+from catopt_xp.training.history import History
 
 PAGE = 4096
 DISK = 16 << 20

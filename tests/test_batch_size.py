@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catopt_xp.backend.xp import NumpyBackend
-from catopt_xp.batch_size import (
+from catopt_xp.data.resident import ResidentSet
+from catopt_xp.nn.network import DeepNetwork
+from catopt_xp.optim.rules import Adam
+from catopt_xp.training.batch_size import (
     LARGEST,
     SMALL_SET,
     SMALLEST,
@@ -20,10 +23,7 @@ from catopt_xp.batch_size import (
     measure,
     rule_of_thumb,
 )
-from catopt_xp.data.resident import ResidentSet
-from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim.rules import Adam
-from catopt_xp.training import train
+from catopt_xp.training.train import train
 
 SIZES = st.integers(1, 10**9)
 

@@ -23,7 +23,7 @@ from catopt_xp.bench.floor import main as floor_main
 from catopt_xp.bench.workload import Workload
 from catopt_xp.cli import main
 from catopt_xp.optim.rules import OPTIMIZERS
-from catopt_xp.plots import plot_benchmark
+from catopt_xp.training.plots import plot_benchmark
 
 THREADS = thread_count()
 TINY = Workload(n_x=40, m=20, batch_size=8)

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from short_runs import fit, flat, small_network, small_set
 
-from catopt_xp.callbacks import Checkpointing, EarlyStopping, TrainState
-from catopt_xp.checkpoint import read_checkpoint
-from catopt_xp.history import History
 from catopt_xp.io.files import write_whole
 from catopt_xp.optim.rules import Adam
-from catopt_xp.saving import load_model
+from catopt_xp.training.callbacks import Checkpointing, EarlyStopping, TrainState
+from catopt_xp.training.checkpoint import load_model, read_checkpoint
+from catopt_xp.training.history import History
 
 
 class Each:

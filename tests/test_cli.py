@@ -25,14 +25,13 @@ from PIL import Image
 import catopt_xp
 from catopt_xp import arguments, cli, ending, flag_values
 from catopt_xp.backend.devices import DeviceFallbackWarning
-from catopt_xp.checkpoint import read_checkpoint, write_checkpoint
 from catopt_xp.cli import main
 from catopt_xp.data import load
 from catopt_xp.experiments import TITLES
-from catopt_xp.history import History
 from catopt_xp.io.console import ASKING_TO_END
-from catopt_xp.plots import plot_paths
-from catopt_xp.saving import load_model
+from catopt_xp.training.checkpoint import load_model, read_checkpoint, write_checkpoint
+from catopt_xp.training.history import History
+from catopt_xp.training.plots import plot_paths
 
 MODULE = [sys.executable, "-m", "catopt_xp"]
 

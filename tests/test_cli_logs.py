@@ -16,7 +16,7 @@ import pytest
 import catopt_xp
 from catopt_xp import cli
 from catopt_xp.cli import main
-from catopt_xp.history import History
+from catopt_xp.training.history import History
 
 
 @pytest.fixture(scope="module")

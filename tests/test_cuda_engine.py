@@ -18,7 +18,6 @@ from cuda_runs import CpuDevice, cuda_engine, planted
 from panel_runs import Array, Case, assert_same_bits, assert_same_numbers, numbers_of, run, state, train
 
 from catopt_xp.backend.xp import NumpyBackend
-from catopt_xp.callbacks import TrainState
 from catopt_xp.data.order import epoch_order
 from catopt_xp.engines import choose
 from catopt_xp.engines.choose import choose_engine
@@ -30,7 +29,8 @@ from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import schedules
 from catopt_xp.optim.rules import OPTIMIZERS, Adam
-from catopt_xp.running import Interrupted, TrainingDiverged
+from catopt_xp.training.callbacks import TrainState
+from catopt_xp.training.loop import Interrupted, TrainingDiverged
 
 OBSTACLE = cuda_on_cpu.obstacle()
 pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))

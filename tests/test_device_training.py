@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from catopt_xp.backend.xp import Backend
-from catopt_xp.callbacks import TrainState
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.training import TrainResult, train
+from catopt_xp.training.callbacks import TrainState
+from catopt_xp.training.train import TrainResult, train
 
 OPTIMIZERS = ("gd", "momentum", "rmsprop", "adam")
 OPTIONS = {"clip_norm": 1.0, "l2": 1e-3, "weight_decay": 1e-2}

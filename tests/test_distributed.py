@@ -15,9 +15,9 @@ from PIL import Image
 from ranks import OBSTACLE, answers, run, start
 
 from catopt_xp.backend.ranks import Ranks, launched
-from catopt_xp.checkpoint import read_checkpoint
 from catopt_xp.engines.cpu.lanes import PRODUCT_UNITS
 from catopt_xp.engines.panels import PANEL, join_subtrees, padded, tree_sum
+from catopt_xp.training.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from catopt_xp import experiments
 from catopt_xp.data.dataset import DataSet
 from catopt_xp.experiments import SURFACES, compare, data_digest, final_table, optimizer_paths, planned_runs
-from catopt_xp.history import History
-from catopt_xp.training import TrainResult, train
+from catopt_xp.training.history import History
+from catopt_xp.training.train import TrainResult, train
 
 M = 150
 

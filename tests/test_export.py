@@ -25,15 +25,14 @@ from short_runs import N_X, M, fit, small_network, small_set
 import catopt_xp
 from catopt_xp import export
 from catopt_xp.backend.xp import Backend
-from catopt_xp.checkpoint import CheckpointError
 from catopt_xp.cli import main
 from catopt_xp.estimator import MLPClassifier, MLPRegressor
 from catopt_xp.export import FORMATS, INPUTS, OPERATORS, OPSET, export_onnx, export_safetensors, load_safetensors
 from catopt_xp.nn.functional import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import Adam
-from catopt_xp.saving import RunState, save_run, save_state_dict
 from catopt_xp.trained import trained_of
+from catopt_xp.training.checkpoint import CheckpointError, RunState, save_run, save_state_dict
 
 Array = np.ndarray[Any, Any]
 SHAPE, PIXELS = (4, 3), 36  # width and height of pictures, and their numbers

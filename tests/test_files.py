@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from short_runs import fit
 
-from catopt_xp.callbacks import TrainState
 from catopt_xp.engines import choose
 from catopt_xp.io.console import ASKING_TO_END, Signals
 from catopt_xp.io.files import keep_copy, mark, remove_stale, write_whole
-from catopt_xp.logs import CsvLog, JsonLog
-from catopt_xp.running import Interrupted
+from catopt_xp.training.callbacks import CsvLog, JsonLog, TrainState
+from catopt_xp.training.loop import Interrupted
 
 
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catopt_xp.history import COLUMNS, STAGES, History
-from catopt_xp.plots import BY_EVALUATION
+from catopt_xp.training.history import COLUMNS, STAGES, History
+from catopt_xp.training.record import BY_EVALUATION
 
 NUMBERS = st.floats(allow_nan=False)
 LISTS = st.lists(NUMBERS, max_size=5)

@@ -16,15 +16,14 @@ from typing import Any, cast
 import pytest
 from short_runs import fit, flat, small_set
 
-from catopt_xp import logs
-from catopt_xp.callbacks import Callback, TrainState
-from catopt_xp.checkpoint import read_checkpoint
 from catopt_xp.engines.cpu.engine import PanelEngine
-from catopt_xp.history import STAGES, History
-from catopt_xp.logs import CsvLog, JsonLog, TensorBoard
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.running import Interrupted, TrainingDiverged
-from catopt_xp.training import TrainResult
+from catopt_xp.training import callbacks
+from catopt_xp.training.callbacks import Callback, CsvLog, JsonLog, TensorBoard, TrainState
+from catopt_xp.training.checkpoint import read_checkpoint
+from catopt_xp.training.history import STAGES, History
+from catopt_xp.training.loop import Interrupted, TrainingDiverged
+from catopt_xp.training.train import TrainResult
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -56,8 +55,8 @@ def logged(folder: Path, *more: Callback, **given: Any) -> TrainResult:
     """A run of six epochs, evaluated at 0, 2, 4 and 5, with a CSV and JSON log."""
     dev_X, dev_Y = small_set(20, seed=1)
     common: dict[str, Any] = {"total_epoch": 6, "print_interval": 2, "dev_X": dev_X, "dev_Y": dev_Y, "save_dir": folder}
-    logs = [CsvLog(folder / "log" / "a.csv"), JsonLog(folder / "log" / "a.json")]
-    return fit(callbacks=[*logs, *more], learning_rate=0.01, **(common | given))
+    callbacks = [CsvLog(folder / "log" / "a.csv"), JsonLog(folder / "log" / "a.json")]
+    return fit(callbacks=[*callbacks, *more], learning_rate=0.01, **(common | given))
 
 
 def by_epoch(history: History) -> dict[str, Any]:
@@ -165,8 +164,8 @@ def test_a_log_serves_one_run_after_another(tmp_path: Path) -> None:
 
 def test_logs_change_no_bit_and_are_counted_as_saving(tmp_path: Path) -> None:
     plain, written = (
-        fit(callbacks=logs, total_epoch=4, print_interval=2, learning_rate=0.01)
-        for logs in ([], [CsvLog(tmp_path / "a.csv"), JsonLog(tmp_path / "a.json")])
+        fit(callbacks=callbacks, total_epoch=4, print_interval=2, learning_rate=0.01)
+        for callbacks in ([], [CsvLog(tmp_path / "a.csv"), JsonLog(tmp_path / "a.json")])
     )
     assert (flat(plain.model) == flat(written.model)).all()
     assert by_epoch(plain.history) == by_epoch(written.history)
@@ -196,7 +195,7 @@ FULL_DISK = """
 import resource, sys
 import numpy as np
 from catopt_xp import train
-from catopt_xp.logs import CsvLog, JsonLog, TensorBoard
+from catopt_xp.training.train.callbacks import CsvLog, JsonLog, TensorBoard
 
 class Fill:
     needs_weights = False
@@ -235,7 +234,7 @@ ENDLESS = """
 import sys
 from pathlib import Path
 from short_runs import fit
-from catopt_xp.logs import CsvLog, JsonLog
+from catopt_xp.training.train.callbacks import CsvLog, JsonLog
 
 folder = Path(sys.argv[1])
 logs = [CsvLog(folder / "a.csv"), JsonLog(folder / "a.json")]
@@ -261,8 +260,8 @@ def test_a_killed_run_leaves_a_csv_that_is_read_no_half_json_and_goes_on(tmp_pat
     assert History.from_json(tmp_path / "a.json") == before
     end = len(killed.epoch) + 3
     recover: dict[str, Any] = {"recover_from": tmp_path / "model_latest.npz", "hidden": (30, 20, 20)}
-    logs = [CsvLog(file), JsonLog(tmp_path / "a.json")]
-    fit(callbacks=logs, total_epoch=end, print_interval=3, **recover)
+    callbacks = [CsvLog(file), JsonLog(tmp_path / "a.json")]
+    fit(callbacks=callbacks, total_epoch=end, print_interval=3, **recover)
     whole = History.from_json(tmp_path / "a.json")
     assert whole.epoch == History.from_csv(file).epoch == list(range(end))
     assert whole.train_loss[: len(killed.epoch)] == killed.train_loss
@@ -369,7 +368,7 @@ def test_an_epoch_is_written_as_fast_late_in_a_run_as_early(tmp_path: Path, monk
         lengths.append(len(seconds))
         return itertools.accumulate(seconds, initial=initial)
 
-    monkeypatch.setattr(logs, "accumulate", counted)
+    monkeypatch.setattr(callbacks, "accumulate", counted)
     fit(callbacks=[TensorBoard(tmp_path)], total_epoch=7)
     assert lengths == [1] * 7  # not the epochs before, each time
 

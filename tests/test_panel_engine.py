@@ -33,7 +33,6 @@ from panel_runs import (
     train,
 )
 
-from catopt_xp.callbacks import TrainState
 from catopt_xp.data.order import epoch_order
 from catopt_xp.engines import choose, panels
 from catopt_xp.engines.cpu import engine as cpu
@@ -41,8 +40,9 @@ from catopt_xp.engines.cpu.engine import PanelEngine
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.optim import schedules
 from catopt_xp.optim.rules import OPTIMIZERS
-from catopt_xp.running import Interrupted, TrainingDiverged
-from catopt_xp.training import TrainResult
+from catopt_xp.training.callbacks import TrainState
+from catopt_xp.training.loop import Interrupted, TrainingDiverged
+from catopt_xp.training.train import TrainResult
 
 # --- both engines by hand -----------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from catopt_xp.plots import plot_benchmark, plot_comparison, plot_history, plot_mini_batch, plot_paths
+from catopt_xp.training.plots import plot_benchmark, plot_comparison, plot_history, plot_mini_batch, plot_paths
 
 PNG = b"\x89PNG\r\n\x1a\n"
 RUN: dict[str, Any] = {

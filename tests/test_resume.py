@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 from short_runs import Crash, crash, interrupt
 
-from catopt_xp.callbacks import TrainState
-from catopt_xp.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from catopt_xp.history import History
-from catopt_xp.logs import CsvLog
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import Adam, make_optimizer
 from catopt_xp.optim.schedules import get_hyperbola_func
-from catopt_xp.running import Interrupted
-from catopt_xp.saving import save_state_dict
-from catopt_xp.training import TrainResult, train
+from catopt_xp.training.callbacks import CsvLog, TrainState
+from catopt_xp.training.checkpoint import CheckpointError, read_checkpoint, save_state_dict, write_checkpoint
+from catopt_xp.training.history import History
+from catopt_xp.training.loop import Interrupted
+from catopt_xp.training.train import TrainResult, train
 
 M, N_X, EPOCHS, BATCHES = 30, 12, 4, 4
 RATES = {"gd": 0.05, "momentum": 0.05, "rmsprop": 0.01, "adam": 0.01}

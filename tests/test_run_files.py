@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 from short_runs import fit
 
-from catopt_xp.callbacks import TrainState
-from catopt_xp.checkpoint import CheckpointError
-from catopt_xp.history import History
-from catopt_xp.logs import CsvLog, JsonLog
 from catopt_xp.run_files import read_benchmark, read_history, run_files, run_names
-from catopt_xp.saving import save_state_dict
+from catopt_xp.training.callbacks import CsvLog, JsonLog, TrainState
+from catopt_xp.training.checkpoint import CheckpointError, save_state_dict
+from catopt_xp.training.history import History
 
 NAMES = ("a_history.json", "a_history.csv", "a_latest.npz", "a.json")
 

@@ -10,11 +10,20 @@ import numpy as np
 import pytest
 
 from catopt_xp.backend.xp import Backend
-from catopt_xp.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import OPTIMIZERS, Adam, Momentum, make_optimizer
-from catopt_xp.saving import Checkpoint, RunState, load_model, load_state_dict, save_run, save_state_dict
+from catopt_xp.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    RunState,
+    load_model,
+    load_state_dict,
+    read_checkpoint,
+    save_run,
+    save_state_dict,
+    write_checkpoint,
+)
 
 Array = np.ndarray[Any, Any]
 

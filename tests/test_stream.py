@@ -24,15 +24,15 @@ from short_runs import Crash, crash, interrupt, make_run
 from catopt_xp.backend.machine import memory_size, size_text
 from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.xp import Backend, CupyBackend, NumpyBackend
-from catopt_xp.callbacks import TrainState
 from catopt_xp.cli import main
 from catopt_xp.data.load import load_data
 from catopt_xp.data.order import Pool, window_bounds, window_order, window_pools
 from catopt_xp.data.stream import Reader, RowFile, StreamedRows, StreamedSet, find_rows
 from catopt_xp.engines.cuda.engine import CudaEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.running import Interrupted, Run
-from catopt_xp.training import TrainResult, train
+from catopt_xp.training.callbacks import TrainState
+from catopt_xp.training.loop import Interrupted, Run
+from catopt_xp.training.train import TrainResult, train
 
 Array = np.ndarray[Any, Any]
 M, N_X, BATCH, WINDOW = 203, 19, 8, 15

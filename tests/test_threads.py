@@ -16,7 +16,7 @@ from catopt_xp.backend.threads import (
     run_workers,
     single_threaded_products,
 )
-from catopt_xp.training import train
+from catopt_xp.training.train import train
 
 
 def blas_threads() -> set[int]:

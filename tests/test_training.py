@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from short_runs import N_X, RATES, Array, M, fit, flat, make_run, small_network, small_set
 
-from catopt_xp import job as job_module
 from catopt_xp.data.dataset import DataSet
 from catopt_xp.data.order import batches, epoch_order
-from catopt_xp.history import History
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import Adam, GradientDescent, make_optimizer
 from catopt_xp.optim.schedules import get_table_func
-from catopt_xp.plan import DEFAULTS
-from catopt_xp.training import train
+from catopt_xp.training import setup as job_module
+from catopt_xp.training.history import History
+from catopt_xp.training.setup import DEFAULTS
+from catopt_xp.training.train import train
 
 # --- defaults -----------------------------------------------------------------------------------------------
 

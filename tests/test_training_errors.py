@@ -18,9 +18,9 @@ from catopt_xp.backend.devices import DeviceError, DeviceFallbackWarning, ProbeR
 from catopt_xp.data.dataset import DataArgumentError, DataSet
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import Adam, GradientDescent
-from catopt_xp.running import TrainingDiverged
-from catopt_xp.saving import load_model
-from catopt_xp.training import TrainResult, train
+from catopt_xp.training.checkpoint import load_model
+from catopt_xp.training.loop import TrainingDiverged
+from catopt_xp.training.train import TrainResult, train
 
 N_X = 12
 Array = np.ndarray[Any, Any]

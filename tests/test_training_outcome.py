@@ -16,13 +16,12 @@ import pytest
 from short_runs import N_X, RATES, Array, fit, flat, make_run, small_network, small_set
 
 from catopt_xp.backend.xp import Backend, asnumpy
-from catopt_xp.callbacks import TrainState
-from catopt_xp.checkpoint import read_checkpoint
 from catopt_xp.nn.network import BaseRegressionModel
 from catopt_xp.optim.rules import Adam
-from catopt_xp.running import Interrupted, Run
-from catopt_xp.saving import load_model
-from catopt_xp.training import TrainResult
+from catopt_xp.training.callbacks import TrainState
+from catopt_xp.training.checkpoint import load_model, read_checkpoint
+from catopt_xp.training.loop import Interrupted, Run
+from catopt_xp.training.train import TrainResult
 
 
 class Recorder:

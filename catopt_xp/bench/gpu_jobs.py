@@ -25,7 +25,7 @@ from catopt_xp.engines.choose import choose_engine
 from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.optim.rules import make_optimizer
-from catopt_xp.training import train
+from catopt_xp.training.train import train
 
 LIBRARIES = ("numpy", "torch", "triton", "jax", "jaxlib", "pytest")
 KERNELS = {"panels": CudaEngine, "panels-cores": CoresEngine}

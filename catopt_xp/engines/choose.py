@@ -287,10 +287,7 @@ def rank_engine(
     if backend.name == "cupy":
         made = _gpu_engine(ranks, *parts)
         return made, f"{why}, on a GPU of its own; sums {made.transport.name}"
-    from catopt_xp.engines.cpu.engine import (
-        PanelEngine,  # needs numba
-        RankEngine,
-    )
+    from catopt_xp.engines.cpu.engine import PanelEngine, RankEngine
 
     failure = check_failure(PanelEngine, model, optimizer, samples, backend, settings)
     if failure is not None:

@@ -20,13 +20,12 @@ from killed_runs import assert_same_checkpoint, write_set
 from short_runs import fit
 
 import catopt_xp
-from catopt_xp.callbacks import TrainState
 from catopt_xp.cli import main
 from catopt_xp.data.drawn.drawings import get_drawn_set
-from catopt_xp.history import History
 from catopt_xp.io.console import Bar
 from catopt_xp.io.files import remove_stale, write_whole
-from catopt_xp.logs import TensorBoard
+from catopt_xp.training.callbacks import TensorBoard, TrainState
+from catopt_xp.training.history import History
 
 YEAR = 365 * 86400.0
 LEAPS = {"back": -YEAR, "ahead": YEAR}

@@ -24,16 +24,16 @@ import numpy as np
 import pytest
 from short_runs import fit, small_set
 
-from catopt_xp import files, logs
-from catopt_xp.callbacks import Checkpointing, TrainState
+from catopt_xp import files
 from catopt_xp.data.cache import store_rows
 from catopt_xp.export import export_onnx, export_safetensors
-from catopt_xp.figures import finished, new_figure
-from catopt_xp.history import History
-from catopt_xp.logs import CsvLog, TensorBoard
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import Adam
-from catopt_xp.saving import load_model, save_state_dict
+from catopt_xp.training import callbacks
+from catopt_xp.training.callbacks import Checkpointing, CsvLog, TensorBoard, TrainState
+from catopt_xp.training.checkpoint import load_model, save_state_dict
+from catopt_xp.training.history import History
+from catopt_xp.training.plots import finished, new_figure
 
 if sys.platform != "linux":
     pytest.skip("limits and disks as Linux has them", allow_module_level=True)
@@ -300,7 +300,7 @@ def test_a_csv_on_a_disk_that_breaks_keeps_its_whole_rows(tmp_path: Path, monkey
     log = CsvLog(tmp_path / "a.csv")
     log.on_epoch(state_of(first))
     before = content(tmp_path)
-    for module in (logs, files):  # a file that is no longer as the log left it is written anew
+    for module in (callbacks, files):  # a file that is no longer as the log left it is written anew
         monkeypatch.setattr(module, "open", failing_open, raising=False)
     for number in ERRORS:
         Failing.room, Failing.number = 5, number

@@ -20,14 +20,13 @@ if sys.platform == "win32":
 
 from fuzz_targets import short_run, small_set
 
-from catopt_xp.checkpoint import CheckpointError
 from catopt_xp.cli import main
 from catopt_xp.data.decoding import decode_images
 from catopt_xp.data.load import load_data
 from catopt_xp.data.photographs import find_photographs, get_photograph_set
-from catopt_xp.history import History
-from catopt_xp.saving import load_model
-from catopt_xp.training import train
+from catopt_xp.training.checkpoint import CheckpointError, load_model
+from catopt_xp.training.history import History
+from catopt_xp.training.train import train
 
 # Names that a folder may hold; bytes that are no UTF-8 come as surrogates.
 NAMES = {

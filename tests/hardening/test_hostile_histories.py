@@ -15,8 +15,8 @@ if sys.platform == "win32":
 from fuzz_targets import TARGETS
 from watched_inputs import examine
 
-from catopt_xp.history import History
-from catopt_xp.plots import plot_comparison, plot_history
+from catopt_xp.training.history import History
+from catopt_xp.training.plots import plot_comparison, plot_history
 
 INF, NAN = float("inf"), float("nan")
 HISTORY: dict[str, Any] = {

@@ -19,17 +19,15 @@ from PIL import Image
 from short_runs import fit, small_network
 
 import catopt_xp
-from catopt_xp.callbacks import TrainState
-from catopt_xp.checkpoint import read_checkpoint
 from catopt_xp.data.cache import store_rows
 from catopt_xp.data.photographs import get_photograph_set
 from catopt_xp.export import export_onnx, export_safetensors
-from catopt_xp.history import History
 from catopt_xp.io.files import keep_copy
-from catopt_xp.logs import CsvLog, JsonLog
 from catopt_xp.optim.rules import Adam
-from catopt_xp.saving import load_model, save_state_dict
-from catopt_xp.training import TrainResult
+from catopt_xp.training.callbacks import CsvLog, JsonLog, TrainState
+from catopt_xp.training.checkpoint import load_model, read_checkpoint, save_state_dict
+from catopt_xp.training.history import History
+from catopt_xp.training.train import TrainResult
 
 Record = Callable[..., None]
 pytestmark = [  # a file or an archive of which the opening was interrupted

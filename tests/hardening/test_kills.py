@@ -30,7 +30,7 @@ from killed_runs import (
 )
 from PIL import Image
 
-from catopt_xp.history import History
+from catopt_xp.training.history import History
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason=SIGNALS_REASON)
 

@@ -17,8 +17,8 @@ from killed_runs import assert_same_checkpoint, steps_done, temporaries, without
 from PIL import Image
 
 import catopt_xp
-from catopt_xp.checkpoint import read_checkpoint
-from catopt_xp.history import History
+from catopt_xp.training.checkpoint import read_checkpoint
+from catopt_xp.training.history import History
 
 # Each process has imported everything when it reads what to do, so that all begin within a millisecond.
 SCRIPT = """

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from killed_runs import SIGNALS_REASON, age, assert_same_checkpoint, server, steps_done, temporaries, write_set
 
-from catopt_xp.history import History
+from catopt_xp.training.history import History
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason=SIGNALS_REASON)
 

@@ -27,9 +27,9 @@ from PIL import Image
 from catopt_xp import CsvLog, JsonLog, TensorBoard, load_model
 from catopt_xp.backend.devices import DeviceError
 from catopt_xp.backend.xp import get_backend
-from catopt_xp.callbacks import TrainState
 from catopt_xp.data.photographs import get_photograph_set
-from catopt_xp.training import TrainResult, train
+from catopt_xp.training.callbacks import TrainState
+from catopt_xp.training.train import TrainResult, train
 
 pytestmark = pytest.mark.skipif(soak.OBSTACLE is not None, reason=str(soak.OBSTACLE))
 

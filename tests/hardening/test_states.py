@@ -20,13 +20,13 @@ from properties import Tally, prove, times
 from short_runs import small_network, small_set
 from states import SCHEDULES, bits
 
-from catopt_xp.callbacks import EarlyStopping
 from catopt_xp.export import export_safetensors, load_safetensors
-from catopt_xp.history import History
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim.rules import GradientDescent, make_optimizer
 from catopt_xp.optim.schedules import restore
-from catopt_xp.saving import Checkpoint, RunState, load_model, load_state_dict, save_run, save_state_dict
+from catopt_xp.training.callbacks import EarlyStopping
+from catopt_xp.training.checkpoint import Checkpoint, RunState, load_model, load_state_dict, save_run, save_state_dict
+from catopt_xp.training.history import History
 
 Record = Callable[..., None]
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from catopt_xp.io.console import plain
 from catopt_xp.io.files import write_whole
-from catopt_xp.plots import BY_EPOCH, BY_EVALUATION, check_history, plot_history
+from catopt_xp.training.plots import plot_history
+from catopt_xp.training.record import BY_EPOCH, BY_EVALUATION, check_history
 
 STAGES = ("read", "decode", "move", "train", "wait", "evaluate", "save")
 COLUMNS = ("epoch", *BY_EPOCH, *BY_EVALUATION)  # of the CSV

@@ -18,18 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catopt_xp.backend.machine import size_text
-from catopt_xp.callbacks import Callback, Checkpointing, EarlyStopping, TrainState
-from catopt_xp.checkpoint import CheckpointError, npz_path
 from catopt_xp.data.order import epoch_order, window_order
 from catopt_xp.data.place import check_pools
 from catopt_xp.data.stream import StreamedSet
 from catopt_xp.engines.choose import choose_engine, rank_engine
 from catopt_xp.engines.plain import Settings
-from catopt_xp.history import History
 from catopt_xp.io.console import Bar, Signals, plain
-from catopt_xp.job import Job
-from catopt_xp.plots import plot_mini_batch
-from catopt_xp.saving import RunState, changes, environment, save_run
+from catopt_xp.training.callbacks import Callback, Checkpointing, EarlyStopping, TrainState
+from catopt_xp.training.checkpoint import CheckpointError, RunState, changes, environment, npz_path, save_run
+from catopt_xp.training.history import History
+from catopt_xp.training.plots import plot_mini_batch
+from catopt_xp.training.setup import Job
 from catopt_xp.version import __version__
 
 

@@ -11,14 +11,13 @@ from typing import Any
 from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.threads import limited_threads
 from catopt_xp.backend.xp import Backend
-from catopt_xp.callbacks import Callback
-from catopt_xp.history import History
-from catopt_xp.job import prepare
 from catopt_xp.nn.network import BaseRegressionModel
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.schedules import Scheduler
-from catopt_xp.plan import Plan
-from catopt_xp.running import Run
+from catopt_xp.training.callbacks import Callback
+from catopt_xp.training.history import History
+from catopt_xp.training.loop import Run
+from catopt_xp.training.setup import Plan, prepare
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""One training run, from the arguments of `train` to its result."""
