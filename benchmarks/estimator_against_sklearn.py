@@ -30,9 +30,9 @@ from sklearn.datasets import load_digits, make_classification
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
-from catopt_xp import estimator as ours
 from catopt_xp.backend.machine import cpu_model, thread_count
 from catopt_xp.bench.table import describe_code, describe_machine
+from catopt_xp.estimators import mlp as ours
 from catopt_xp.io.files import write_whole
 
 Array = np.ndarray[Any, Any]

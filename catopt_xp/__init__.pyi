@@ -11,8 +11,8 @@ from .data.dataset import DataSet as DataSet
 from .data.drawn.drawings import get_drawn_set as get_drawn_set
 from .data.load import load_data as load_data
 from .data.photographs import get_cat_set as get_cat_set
-from .estimator import MLPClassifier as MLPClassifier
-from .estimator import MLPRegressor as MLPRegressor
+from .estimators.mlp import MLPClassifier as MLPClassifier
+from .estimators.mlp import MLPRegressor as MLPRegressor
 from .experiments import compare as compare
 from .experiments import optimizer_paths as optimizer_paths
 from .export import export_onnx as export_onnx

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.data.dataset import checked_img_shape
-from catopt_xp.estimator_rules import HIDDEN
+from catopt_xp.estimators.parameters import HIDDEN
 from catopt_xp.nn.functional import OUTPUT_ACTIVATIONS
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.training.checkpoint import Checkpoint, CheckpointError

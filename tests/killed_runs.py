@@ -30,7 +30,7 @@ TIMES = ("seconds", "timings", "run")  # of a history: what differs between runs
 
 SERVER = """
 import json, os, sys
-import catopt_xp.estimator_arrays
+import catopt_xp.estimators.arrays
 from catopt_xp import cli, training
 import PIL.Image, PIL.PngImagePlugin, PIL.JpegImagePlugin
 

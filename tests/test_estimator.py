@@ -26,12 +26,12 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import catopt_xp
-from catopt_xp import estimator_arrays
 from catopt_xp.backend.devices import DeviceError, DeviceFallbackWarning
 from catopt_xp.backend.xp import NumpyBackend, get_backend
 from catopt_xp.engines.plain import PlainEngine, Settings
-from catopt_xp.estimator import MLPClassifier, MLPRegressor
-from catopt_xp.estimator_training import initial_network, shuffled
+from catopt_xp.estimators import arrays
+from catopt_xp.estimators.epochs import initial_network, shuffled
+from catopt_xp.estimators.mlp import MLPClassifier, MLPRegressor
 from catopt_xp.optim.rules import Adam, Momentum, RMSProp
 from catopt_xp.optim.schedules import get_hyperbola_func
 
@@ -283,7 +283,7 @@ def test_the_device_that_is_taken_when_none_is_named(monkeypatch: pytest.MonkeyP
         asked.append(device)
         return SimpleNamespace(device="cuda:0") if device == "auto" else get_backend("cpu")
 
-    monkeypatch.setattr(estimator_arrays, "get_backend", backend)
+    monkeypatch.setattr(arrays, "get_backend", backend)
     monkeypatch.setenv("CATOPT_XP_DEVICE", "a wish of this test")
     wide = np.random.default_rng(0).random((300, 3000))
     for samples, batch_size in ((X, 40), (wide, 8), (wide, 200), (wide, 200)):

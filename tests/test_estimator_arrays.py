@@ -12,8 +12,8 @@ from sklearn.base import clone
 
 from catopt_xp.backend.devices import DeviceError
 from catopt_xp.backend.xp import Backend, get_backend
-from catopt_xp.estimator import MLPClassifier, MLPRegressor
-from catopt_xp.estimator_arrays import checked_samples, checked_weights, in_kind_of, is_foreign
+from catopt_xp.estimators.arrays import checked_samples, checked_weights, in_kind_of, is_foreign
+from catopt_xp.estimators.mlp import MLPClassifier, MLPRegressor
 
 Array = np.ndarray[Any, Any]
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits, make_classification, make_regression
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
-from catopt_xp import estimator as ours
+from catopt_xp.estimators import mlp as ours
 
 Array = np.ndarray[Any, Any]
 BOUND = 1e-11

@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 from sklearn.datasets import load_iris
 
-from catopt_xp.estimator import MLPClassifier, MLPRegressor
+from catopt_xp.estimators.mlp import MLPClassifier, MLPRegressor
 
 Array = np.ndarray[Any, Any]
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

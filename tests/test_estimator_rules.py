@@ -12,10 +12,10 @@ from sklearn.utils import shuffle as shuffle_of_scikit_learn
 
 from catopt_xp.backend.xp import get_backend
 from catopt_xp.engines.plain import PlainEngine
-from catopt_xp.estimator import MLPClassifier, MLPRegressor
-from catopt_xp.estimator_labels import Labels
-from catopt_xp.estimator_rules import RULES, LearningRate, check_parameters, layer_sizes, make_solver
-from catopt_xp.estimator_training import Training, initial_network, shuffled
+from catopt_xp.estimators.arrays import Labels
+from catopt_xp.estimators.epochs import Training, initial_network, shuffled
+from catopt_xp.estimators.mlp import MLPClassifier, MLPRegressor
+from catopt_xp.estimators.parameters import RULES, LearningRate, check_parameters, layer_sizes, make_solver
 from catopt_xp.optim.rules import Adam, GradientDescent, Momentum, RMSProp
 
 BAD: dict[str, list[Any]] = {

@@ -26,7 +26,7 @@ import catopt_xp
 from catopt_xp import export
 from catopt_xp.backend.xp import Backend
 from catopt_xp.cli import main
-from catopt_xp.estimator import MLPClassifier, MLPRegressor
+from catopt_xp.estimators.mlp import MLPClassifier, MLPRegressor
 from catopt_xp.export import FORMATS, INPUTS, OPERATORS, OPSET, export_onnx, export_safetensors, load_safetensors
 from catopt_xp.nn.functional import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from catopt_xp.nn.network import DeepNetwork

@@ -16,7 +16,7 @@ from properties import Tally, outcome, prove, refusal, times
 from short_runs import fit
 
 from catopt_xp.backend.xp import NumpyBackend, asnumpy
-from catopt_xp.estimator import MLPClassifier, MLPRegressor
+from catopt_xp.estimators.mlp import MLPClassifier, MLPRegressor
 from catopt_xp.nn import functional
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.nn.parameters import Parameters

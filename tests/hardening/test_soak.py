@@ -211,7 +211,7 @@ def test_many_streamed_runs_leave_nothing_behind(
 @pytest.mark.parametrize("times", [6, pytest.param(250, marks=long_form)])
 def test_many_fits_of_estimators_leave_nothing_behind(folder: Path, times: int, record: Callable[..., None]) -> None:
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    from catopt_xp.estimator import MLPClassifier, MLPRegressor
+    from catopt_xp.estimators.mlp import MLPClassifier, MLPRegressor
 
     X = np.random.default_rng(0).standard_normal((60, 8))
     y = (X[:, 0] > 0).astype(int)

@@ -19,7 +19,7 @@ from states import SCHEDULES, bits
 
 from catopt_xp.engines.cpu.engine import PanelEngine
 from catopt_xp.engines.plain import PlainEngine
-from catopt_xp.estimator import MLPClassifier, MLPRegressor
+from catopt_xp.estimators.mlp import MLPClassifier, MLPRegressor
 from catopt_xp.training.train import train
 
 Record = Callable[..., None]
