@@ -37,7 +37,7 @@ from catopt_xp.bench.gpu_stages import (
 )
 from catopt_xp.bench.gpu_table import report, rows_of
 from catopt_xp.bench.stages import DONE, Clock, run_stages
-from catopt_xp.flag_values import counts, positive
+from catopt_xp.commands.flags import counts, positive
 from catopt_xp.io.files import write_whole
 
 FORMAT = 1  # of the file

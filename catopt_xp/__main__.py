@@ -28,8 +28,8 @@ def _why_not(error: Exception) -> str:
 
 _open_standard_streams()
 try:
-    from catopt_xp.cli import entry
-    from catopt_xp.ending import command_line
+    from catopt_xp.commands.main import entry
+    from catopt_xp.commands.messages import command_line
 except KeyboardInterrupt:  # Ctrl-C in the first moments
     print("catopt-xp: interrupted", file=sys.stderr)
     sys.exit(130)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from catopt_xp.cli import main
+from catopt_xp.commands.main import main
 
 NAME = "catopt-xp: "
 PATIENCE = 300.0  # seconds after which a command counts as one that hangs

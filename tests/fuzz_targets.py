@@ -18,18 +18,18 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from watched_inputs import Finding, Target, fault_of
 
-from catopt_xp import flag_values
-from catopt_xp.arguments import parse_words
 from catopt_xp.backend.machine import memory_size
-from catopt_xp.cli import main
+from catopt_xp.commands import flags
+from catopt_xp.commands.export import read_trained
+from catopt_xp.commands.flags import parse_words
+from catopt_xp.commands.main import main
+from catopt_xp.commands.plot import read_history, run_files
 from catopt_xp.data.cache import load_rows, load_skipped
 from catopt_xp.data.decoding import decode_images, photograph_size
 from catopt_xp.data.load import load_data
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import schedules
 from catopt_xp.optim.rules import make_optimizer
-from catopt_xp.run_files import read_history, run_files
-from catopt_xp.trained import read_trained
 from catopt_xp.training.checkpoint import Checkpoint, load_model, load_state_dict
 from catopt_xp.training.history import History
 from catopt_xp.training.loop import TrainingDiverged
@@ -315,7 +315,7 @@ def run_words(data: bytes, folder: Path) -> None:
         taken += memory_size(text) > 0
     for kind in ("count", "positive", "share", "batch_size", "file_name", "layers", "shape", "memory", "schedule"):
         try:
-            getattr(flag_values, kind)(text)
+            getattr(flags, kind)(text)
             taken += 1
         except argparse.ArgumentTypeError as error:
             if "\n" in str(error):

@@ -26,7 +26,7 @@ import numpy as np
 from forked import Ended, run_forked
 from PIL import Image
 
-from catopt_xp.run_files import read_benchmark
+from catopt_xp.commands.plot import read_benchmark
 from catopt_xp.training.checkpoint import read_checkpoint
 from catopt_xp.training.history import History
 
@@ -171,7 +171,7 @@ def _whole_onnx(file: Path) -> None:
 
 
 def _whole_safetensors(file: Path) -> None:
-    from catopt_xp.export import load_safetensors
+    from catopt_xp.commands.export import load_safetensors
 
     load_safetensors(file)
 

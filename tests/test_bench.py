@@ -21,7 +21,7 @@ from catopt_xp.bench.contenders import CONTENDERS, OurEngine, available, memory_
 from catopt_xp.bench.floor import Floor, measure_floor
 from catopt_xp.bench.floor import main as floor_main
 from catopt_xp.bench.workload import Workload
-from catopt_xp.cli import main
+from catopt_xp.commands.main import main
 from catopt_xp.optim.rules import OPTIMIZERS
 from catopt_xp.training.plots import plot_benchmark
 

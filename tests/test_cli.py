@@ -23,11 +23,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import catopt_xp
-from catopt_xp import arguments, cli, ending, flag_values
 from catopt_xp.backend.devices import DeviceFallbackWarning
-from catopt_xp.cli import main
+from catopt_xp.commands import flags as arguments
+from catopt_xp.commands import flags as flag_values
+from catopt_xp.commands import main as cli
+from catopt_xp.commands import messages
+from catopt_xp.commands.compare import TITLES
+from catopt_xp.commands.main import main
 from catopt_xp.data import load
-from catopt_xp.experiments import TITLES
 from catopt_xp.io.console import ASKING_TO_END
 from catopt_xp.training.checkpoint import load_model, read_checkpoint, write_checkpoint
 from catopt_xp.training.history import History
@@ -707,13 +710,13 @@ def test_debug_shows_the_traceback_before_or_after_the_command(tmp_path: Path) -
 
 
 def test_an_error_not_meant_for_the_user_names_its_kind() -> None:
-    assert ending.one_line(KeyError("W0")) == "KeyError: 'W0' (--debug shows where)"
+    assert messages.one_line(KeyError("W0")) == "KeyError: 'W0' (--debug shows where)"
     told = "choose a smaller --img-shape, --train-size, --hidden or --batch-size"
-    assert ending.one_line(MemoryError()) == f"out of memory: {told}"
-    assert ending.one_line(MemoryError("3 GiB")) == f"out of memory (3 GiB): {told}"
-    assert ending.one_line(ValueError("a\x1b[31m.npz")) == "a\\x1b[31m.npz"
-    assert ending.one_line(ValueError("two\n  lines")) == "two lines"
-    assert ending.one_line(OSError(28, "could not write a: full")) == "could not write a: full"
+    assert messages.one_line(MemoryError()) == f"out of memory: {told}"
+    assert messages.one_line(MemoryError("3 GiB")) == f"out of memory (3 GiB): {told}"
+    assert messages.one_line(ValueError("a\x1b[31m.npz")) == "a\\x1b[31m.npz"
+    assert messages.one_line(ValueError("two\n  lines")) == "two lines"
+    assert messages.one_line(OSError(28, "could not write a: full")) == "could not write a: full"
 
 
 # --- interruption -----------------------------------------------------------------------------------------------------
@@ -823,11 +826,11 @@ def test_the_program_is_named_as_it_runs_again(tmp_path: Path, monkeypatch: pyte
     program.parent.mkdir()
     program.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert ending.program_again("catopt-xp") == "catopt-xp"
+    assert messages.program_again("catopt-xp") == "catopt-xp"
     if os.name != "nt":
-        assert ending.program_again(str(program)) == f"'{program}'"
+        assert messages.program_again(str(program)) == f"'{program}'"
         monkeypatch.setenv("PATH", str(program.parent))
-        assert ending.program_again(str(program)) == "catopt-xp"
+        assert messages.program_again(str(program)) == "catopt-xp"
 
 
 @pytest.fixture
@@ -935,7 +938,7 @@ def test_a_reader_that_leaves_is_no_noise() -> None:
 
 def test_help_is_quick_and_loads_no_optional_library() -> None:
     code = (
-        "import sys; from catopt_xp.cli import main\n"
+        "import sys; from catopt_xp.commands.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'cupy', 'numba', 'PIL', 'matplotlib', 'sklearn', 'onnx', 'mpi4py'} & set(sys.modules)\n"

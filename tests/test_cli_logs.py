@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import catopt_xp
-from catopt_xp import cli
-from catopt_xp.cli import main
+from catopt_xp.commands import main as cli
+from catopt_xp.commands.main import main
 from catopt_xp.training.history import History
 
 

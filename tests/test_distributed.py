@@ -429,7 +429,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path: Path) -> N
 FULL = """
 import resource, sys
 from mpi4py import MPI
-from catopt_xp.cli import main
+from catopt_xp.commands.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 sys.exit(main(sys.argv[1:]))
 """

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catopt_xp import experiments
+from catopt_xp.commands import compare as experiments
+from catopt_xp.commands.compare import SURFACES, compare, data_digest, final_table, optimizer_paths, planned_runs
 from catopt_xp.data.dataset import DataSet
-from catopt_xp.experiments import SURFACES, compare, data_digest, final_table, optimizer_paths, planned_runs
 from catopt_xp.training.history import History
 from catopt_xp.training.train import TrainResult, train
 

@@ -23,15 +23,23 @@ from safetensors.numpy import load, load_file, save_file
 from short_runs import N_X, M, fit, small_network, small_set
 
 import catopt_xp
-from catopt_xp import export
 from catopt_xp.backend.xp import Backend
-from catopt_xp.cli import main
+from catopt_xp.commands import export
+from catopt_xp.commands.export import (
+    FORMATS,
+    INPUTS,
+    OPERATORS,
+    OPSET,
+    export_onnx,
+    export_safetensors,
+    load_safetensors,
+    trained_of,
+)
+from catopt_xp.commands.main import main
 from catopt_xp.estimators.mlp import MLPClassifier, MLPRegressor
-from catopt_xp.export import FORMATS, INPUTS, OPERATORS, OPSET, export_onnx, export_safetensors, load_safetensors
 from catopt_xp.nn.functional import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import Adam
-from catopt_xp.trained import trained_of
 from catopt_xp.training.checkpoint import CheckpointError, RunState, save_run, save_state_dict
 
 Array = np.ndarray[Any, Any]

@@ -173,7 +173,7 @@ print(sorted(heavy & set(sys.modules)))
         "import catopt_xp",
         "import catopt_xp; catopt_xp.train",
         "import catopt_xp; dir(catopt_xp)",
-        "import catopt_xp.cli",
+        "import catopt_xp.commands.main",
     ],
 )
 def test_importing_loads_no_heavy_or_optional_library(code: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from short_runs import fit
 
-from catopt_xp.run_files import read_benchmark, read_history, run_files, run_names
+from catopt_xp.commands.plot import read_benchmark, read_history, run_files, run_names
 from catopt_xp.training.callbacks import CsvLog, JsonLog, TrainState
 from catopt_xp.training.checkpoint import CheckpointError, save_state_dict
 from catopt_xp.training.history import History

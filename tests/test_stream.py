@@ -24,7 +24,7 @@ from short_runs import Crash, crash, interrupt, make_run
 from catopt_xp.backend.machine import memory_size, size_text
 from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.xp import Backend, CupyBackend, NumpyBackend
-from catopt_xp.cli import main
+from catopt_xp.commands.main import main
 from catopt_xp.data.load import load_data
 from catopt_xp.data.order import Pool, window_bounds, window_order, window_pools
 from catopt_xp.data.stream import Reader, RowFile, StreamedRows, StreamedSet, find_rows

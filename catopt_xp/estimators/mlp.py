@@ -439,7 +439,7 @@ class _Estimator(FittedNetwork, BaseEstimator):  # type: ignore[misc]
 
     @property
     def network_(self) -> DeepNetwork:
-        """The trained network, for `catopt_xp.export` and the like; on a CPU `coefs_` are views of its arrays."""
+        """The trained network, for `catopt_xp.commands.export` and the like; on a CPU `coefs_` are views of its arrays."""
         check_is_fitted(self)
         return self._current_network()
 

@@ -20,7 +20,7 @@ from killed_runs import assert_same_checkpoint, write_set
 from short_runs import fit
 
 import catopt_xp
-from catopt_xp.cli import main
+from catopt_xp.commands.main import main
 from catopt_xp.data.drawn.drawings import get_drawn_set
 from catopt_xp.io.console import Bar
 from catopt_xp.io.files import remove_stale, write_whole
@@ -145,7 +145,7 @@ def test_an_interruption_names_the_checkpoint_of_this_run_and_no_other(
         right(**options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("catopt_xp.cli.train", insist)
+    monkeypatch.setattr("catopt_xp.commands.main.train", insist)
     assert main(words) == 130
     assert f"saved {tmp_path / 'run' / 'model_latest.npz'}" in capsys.readouterr().err
 
@@ -153,7 +153,7 @@ def test_an_interruption_names_the_checkpoint_of_this_run_and_no_other(
         raise KeyboardInterrupt
 
     os.utime(tmp_path / "run" / "model_latest.npz", (time.time() + 2 * YEAR, time.time() + 2 * YEAR))
-    monkeypatch.setattr("catopt_xp.cli.train", at_once)
+    monkeypatch.setattr("catopt_xp.commands.main.train", at_once)
     assert main(words) == 130
     assert capsys.readouterr().err == "catopt-xp: interrupted, nothing was saved\n"
 

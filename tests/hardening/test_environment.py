@@ -78,7 +78,7 @@ def as_nobody(folder: Path) -> list[str]:
         pytest.skip("only root can become a user whom the system does not know")
     drop = f"import os, runpy, sys; os.setgid({NOBODY}); os.setuid({NOBODY}); sys.argv[0] = 'catopt-xp'; "
     program = [sys.executable, "-c", f"{drop}runpy.run_module('catopt_xp', run_name='__main__')"]
-    trial = [sys.executable, "-c", f"{drop}import catopt_xp.cli, PIL.Image; os.listdir({str(folder)!r})"]
+    trial = [sys.executable, "-c", f"{drop}import catopt_xp.commands.main, PIL.Image; os.listdir({str(folder)!r})"]
     if subprocess.run(trial, capture_output=True, check=False).returncode != 0:
         pytest.skip("another user than root may not read the interpreter, or the folder of the test")
     return program

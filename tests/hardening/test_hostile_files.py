@@ -29,12 +29,12 @@ from fuzz_targets import TARGETS, short_run, small_set
 from watched_inputs import Finding, Target, examine
 
 from catopt_xp.backend.machine import memory_size
+from catopt_xp.commands.plot import read_benchmark
 from catopt_xp.data import cache
 from catopt_xp.data.load import load_data
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim import schedules
 from catopt_xp.optim.rules import make_optimizer
-from catopt_xp.run_files import read_benchmark
 from catopt_xp.training.checkpoint import ARCHITECTURE, CheckpointError, load_state_dict, read_checkpoint
 from catopt_xp.training.plots import plot_comparison, plot_history
 

@@ -20,7 +20,7 @@ if sys.platform == "win32":
 
 from fuzz_targets import short_run, small_set
 
-from catopt_xp.cli import main
+from catopt_xp.commands.main import main
 from catopt_xp.data.decoding import decode_images
 from catopt_xp.data.load import load_data
 from catopt_xp.data.photographs import find_photographs, get_photograph_set

@@ -21,7 +21,7 @@ pytest.importorskip("safetensors", reason="safetensors is not installed")
 from fuzz_targets import small_set
 from watched_inputs import Target, examine
 
-from catopt_xp.export import export_safetensors, load_safetensors
+from catopt_xp.commands.export import export_safetensors, load_safetensors
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.training.checkpoint import CheckpointError
 

@@ -19,9 +19,9 @@ from PIL import Image
 from short_runs import fit, small_network
 
 import catopt_xp
+from catopt_xp.commands.export import export_onnx, export_safetensors
 from catopt_xp.data.cache import store_rows
 from catopt_xp.data.photographs import get_photograph_set
-from catopt_xp.export import export_onnx, export_safetensors
 from catopt_xp.io.files import keep_copy
 from catopt_xp.optim.rules import Adam
 from catopt_xp.training.callbacks import CsvLog, JsonLog, TrainState

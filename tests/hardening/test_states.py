@@ -20,7 +20,7 @@ from properties import Tally, prove, times
 from short_runs import small_network, small_set
 from states import SCHEDULES, bits
 
-from catopt_xp.export import export_safetensors, load_safetensors
+from catopt_xp.commands.export import export_safetensors, load_safetensors
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim.rules import GradientDescent, make_optimizer
 from catopt_xp.optim.schedules import restore

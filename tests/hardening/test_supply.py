@@ -142,7 +142,7 @@ import catopt_xp
 assert catopt_xp.__file__.startswith(sys.argv[1]), catopt_xp.__file__
 X, Y = np.random.default_rng(0).integers(0, 256, (40, 1100), dtype=np.uint8), np.arange(40) % 2
 np.savez("set.npz", X=X.T, Y=Y[None])
-from catopt_xp.cli import main
+from catopt_xp.commands.main import main
 sys.exit(main(["train", "--data", "set.npz", "--hidden", "6,4", "--epochs", "2", "--engine", "plain", "--quiet"]))
 """
 

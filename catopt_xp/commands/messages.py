@@ -17,10 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from catopt_xp.arguments import RENAMED, with_flags
 from catopt_xp.backend.ranks import launched
+from catopt_xp.commands.flags import NAME, RENAMED, with_flags
 from catopt_xp.data.dataset import DataArgumentError
-from catopt_xp.flag_groups import NAME
 from catopt_xp.io.console import ASKING_TO_END, is_to_be_ignored, plain
 from catopt_xp.io.files import Mark, mark
 from catopt_xp.training.loop import Interrupted

@@ -22,19 +22,23 @@ from typing import Any, NoReturn, TextIO, cast
 
 import numpy as np
 
-from catopt_xp.arguments import OPTIMIZER_OPTIONS, REMEMBERED, RENAMED, parse_words, with_flags
 from catopt_xp.backend.machine import thread_count
 from catopt_xp.backend.ranks import Ranks, world
 from catopt_xp.backend.xp import Backend, device_report, get_backend
 from catopt_xp.bench import table
 from catopt_xp.bench.workload import Workload
-from catopt_xp.data.dataset import check_memory
-from catopt_xp.data.decoding import decode_images
-from catopt_xp.data.drawn.drawings import drawn_name
-from catopt_xp.data.load import load_data
-from catopt_xp.data.photographs import DEFAULT_SHAPE
-from catopt_xp.data.resident import make_resident
-from catopt_xp.ending import (
+from catopt_xp.commands.compare import SURFACES, compare, optimizer_paths
+from catopt_xp.commands.export import (
+    FORMATS,
+    INPUTS,
+    export_onnx,
+    export_safetensors,
+    read_trained,
+    trained_of,
+    trained_on,
+)
+from catopt_xp.commands.flags import NAME, OPTIMIZER_OPTIONS, REMEMBERED, RENAMED, parse_words, with_flags
+from catopt_xp.commands.messages import (
     DONE,
     INTERRUPTED,
     Stdout,
@@ -54,19 +58,21 @@ from catopt_xp.ending import (
     undisturbed,
     usage,
 )
-from catopt_xp.experiments import SURFACES, compare, optimizer_paths
-from catopt_xp.export import FORMATS, INPUTS, export_onnx, export_safetensors
-from catopt_xp.flag_groups import NAME
+from catopt_xp.commands.plot import read_benchmark, read_history, run_files, run_names
+from catopt_xp.commands.tune import tune
+from catopt_xp.data.dataset import check_memory
+from catopt_xp.data.decoding import decode_images
+from catopt_xp.data.drawn.drawings import drawn_name
+from catopt_xp.data.load import load_data
+from catopt_xp.data.photographs import DEFAULT_SHAPE
+from catopt_xp.data.resident import make_resident
 from catopt_xp.io.console import plain
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import make_optimizer
-from catopt_xp.run_files import read_benchmark, read_history, run_files, run_names
-from catopt_xp.trained import read_trained, trained_of, trained_on
 from catopt_xp.training.callbacks import Callback, CsvLog, JsonLog, TensorBoard
 from catopt_xp.training.checkpoint import Checkpoint, npz_path
 from catopt_xp.training.plots import plot_benchmark, plot_comparison, plot_history, plot_mini_batch, plot_paths
 from catopt_xp.training.train import TrainResult, train
-from catopt_xp.tuning import tune
 
 COPIES = 4  # of the parameters, that training keeps: themselves, the gradient and two moments
 

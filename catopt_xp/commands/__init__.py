@@ -1,0 +1,1 @@
+"""What the terminal offers: the commands of `catopt-xp`."""
