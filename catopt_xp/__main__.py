@@ -1,4 +1,4 @@
-"""`python -m catopt_xp`: the command line. Floor F6."""
+"""`python -m catopt_xp`: the command line."""
 
 from __future__ import annotations
 

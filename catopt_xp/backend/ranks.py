@@ -1,4 +1,4 @@
-"""Ranks: the processes of one run, each the owner of some panels, and all that travels between them. Floor F3.
+"""Ranks: the processes of one run, each the owner of some panels, and all that travels between them.
 
 Everything that has to do with MPI is here. A rank keeps its panels' columns of the set, of W0 and of its moments; from
 step to step only sums of products travel, one block for each whole subtree of the panels' tree that a rank owns

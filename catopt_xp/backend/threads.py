@@ -1,4 +1,4 @@
-"""Independent tasks on all processors, with matrix products of one thread each. Floor F0.
+"""Independent tasks on all processors, with matrix products of one thread each.
 
 Small products gain nothing from threads of their own, and lose a great deal when another program wants the processor:
 every product then waits until all its threads have had their turn. So the work is cut by hand, and BLAS kept to one.

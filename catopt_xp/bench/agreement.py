@@ -1,4 +1,4 @@
-"""Before anything is timed: does every contender compute the same thing? Floor F5."""
+"""Before anything is timed: does every contender compute the same thing?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every contender has in common: it makes mini-batch updates, and remembers their losses. Floor F5."""
+"""What every contender has in common: it makes mini-batch updates, and remembers their losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chapter's way, step by step: float64, whole arrays and their temporaries, samples in columns. Floor F5.
+"""The chapter's way, step by step: float64, whole arrays and their temporaries, samples in columns.
 
 Written from the formulas alone and kept as slow as they are there: the batch is cut out of the columns of X, the
 gradient of the input is computed and thrown away, and every update makes new arrays.

@@ -1,4 +1,4 @@
-"""Who can be timed, by name, and who cannot on this machine and why. Floor F5.
+"""Who can be timed, by name, and who cannot on this machine and why.
 
 The libraries of the peers are optional; each is imported when a contender is made of it, and not before.
 """

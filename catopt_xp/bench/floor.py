@@ -1,6 +1,6 @@
 """The floor: what an epoch would take if this machine did nothing but the unavoidable, at the speed that it can reach.
 
-Floor F5. A step reads and writes the first layer's weights and moments once: so many bytes at the measured bandwidth.
+A step reads and writes the first layer's weights and moments once: so many bytes at the measured bandwidth.
 An epoch multiplies each sample with the first layer twice, forward and for the gradient: so many operations at the
 measured speed of a large matrix product. The two are added. Both are measured with fixed shapes, those of the
 reference network. `python -m catopt_xp.bench.floor` prints them.

@@ -1,4 +1,4 @@
-"""Who is timed on a GPU, by name: our engines, and PyTorch and JAX with the set resident as uint8 or float32. Floor F5.
+"""Who is timed on a GPU, by name: our engines, and PyTorch and JAX with the set resident as uint8 or float32.
 
 Every one trains whole epochs of the same rows in the same order from the same weights, and brings the losses to the
 host after each. All multiply in float32; those marked `rounded` round factors to TF32, and are compared with nobody.

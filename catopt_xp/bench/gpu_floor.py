@@ -1,4 +1,4 @@
-"""What an epoch must move and multiply on a GPU, and how fast this GPU does either. Floor F5.
+"""What an epoch must move and multiply on a GPU, and how fast this GPU does either.
 
 Bytes: a step reads and writes the first layer's weights and moments once, and reads its pixels twice, once for the
 product and once for the gradient. Operations: each sample times the first layer, forward and for the gradient; on the

@@ -1,4 +1,4 @@
-"""What the processes of the GPU benchmark do, job by job; each answers with plain numbers and texts. Floor F5."""
+"""What the processes of the GPU benchmark do, job by job; each answers with plain numbers and texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of the panel engine's steps goes on a GPU: launches, graph nodes, each kernel, memory. Floor F5.
+"""Where the time of the panel engine's steps goes on a GPU: launches, graph nodes, each kernel, memory.
 
 An epoch's time against the floor says how much is lost; this says where: what a launch and a graph's node cost with
 nothing in them, how long each kernel of a step takes by itself, and how long the host queues, waits and is waited for.

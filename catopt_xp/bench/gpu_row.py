@@ -1,4 +1,4 @@
-"""One batch size: every contender is made and checked in its own process, then all take turns. Floor F5."""
+"""One batch size: every contender is made and checked in its own process, then all take turns."""
 
 from __future__ import annotations
 

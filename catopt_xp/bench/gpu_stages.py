@@ -1,4 +1,4 @@
-"""The stages of the GPU benchmark, the share of time that each may take, and what each does. Floor F5."""
+"""The stages of the GPU benchmark, the share of time that each may take, and what each does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The results of the GPU benchmark as rows and as text: the table for the README, and what explains it. Floor F5."""
+"""The results of the GPU benchmark as rows and as text: the table for the README, and what explains it."""
 
 from __future__ import annotations
 

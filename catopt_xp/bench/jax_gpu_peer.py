@@ -1,4 +1,4 @@
-"""JAX on a GPU: an epoch is one compiled program, a scan over its steps; the chapter's rules. Floor F5."""
+"""JAX on a GPU: an epoch is one compiled program, a scan over its steps; the chapter's rules."""
 
 from __future__ import annotations
 

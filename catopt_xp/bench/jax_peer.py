@@ -1,4 +1,4 @@
-"""JAX on the CPU: the set resident as uint8, many steps in one compiled loop, the chapter's rules. Floor F5.
+"""JAX on the CPU: the set resident as uint8, many steps in one compiled loop, the chapter's rules.
 
 The loop makes as many steps as it is told, up to CHUNK, so that one compiled program does for any number of them.
 """

@@ -1,4 +1,4 @@
-"""The chapter's update rules as the peers write them: whole arrays of any library, one line a number. Floor F5."""
+"""The chapter's update rules as the peers write them: whole arrays of any library, one line a number."""
 
 from __future__ import annotations
 

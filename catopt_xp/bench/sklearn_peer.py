@@ -1,4 +1,4 @@
-"""scikit-learn's MLPClassifier, the set as float32. Floor F5.
+"""scikit-learn's MLPClassifier, the set as float32.
 
 `partial_fit` with the rows in their order, not shuffled again, makes one update per mini-batch and keeps its optimizer
 between calls. Some mini-batches go into each call, and checks of the input are off, so that a step costs what it costs

@@ -1,4 +1,4 @@
-"""Stages of a long measurement, one after the other within a deadline; what is measured is never lost. Floor F5.
+"""Stages of a long measurement, one after the other within a deadline; what is measured is never lost.
 
 A stage fills a dictionary while it works. When it ends, or fails, or its time is over, the results are written whole,
 with the reason where there is one, and the next stage begins.

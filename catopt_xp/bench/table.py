@@ -1,4 +1,4 @@
-"""The table: seconds per epoch of every contender at every batch size, timed in turns. Floor F5.
+"""The table: seconds per epoch of every contender at every batch size, timed in turns.
 
 What differs from minute to minute (other programs, the processor's clock) shall fall on all alike: in each round every
 contender makes some steps, one after the other, and ratios are taken within a round. Medians over the rounds count. The

@@ -1,4 +1,4 @@
-"""PyTorch on a GPU: step by step, its steps in CUDA graphs, and compiled by Inductor. Floor F5.
+"""PyTorch on a GPU: step by step, its steps in CUDA graphs, and compiled by Inductor.
 
 The set lies on the device as uint8, and each batch is gathered and converted there, or as float32. Where a graph or a
 compiled program reads the rows of an epoch, they lie in one tensor that is written before it.

@@ -1,4 +1,4 @@
-"""PyTorch on the CPU: the set resident as float32, `nn.Linear` layers, its own optimizers. Floor F5."""
+"""PyTorch on the CPU: the set resident as float32, `nn.Linear` layers, its own optimizers."""
 
 from __future__ import annotations
 

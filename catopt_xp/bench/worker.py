@@ -1,4 +1,4 @@
-"""A process that does a benchmark's jobs, one at a time, each within a limit: one that hangs is ended. Floor F5."""
+"""A process that does a benchmark's jobs, one at a time, each within a limit: one that hangs is ended."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The work that is timed: pixels, labels, initial weights and row orders, all of them functions of a few numbers.
 
-Floor F5. The reference workload is the chapter's: 2000 pictures of 224x224x3 pixels, layers of 30, 20, 20 and 1 units.
+The reference workload is the chapter's: 2000 pictures of 224x224x3 pixels, layers of 30, 20, 20 and 1 units.
 The pixels are noise with a planted signal, so that nothing is downloaded and the loss still moves.
 """
 

@@ -1,6 +1,6 @@
 """The chapter's three comparisons (batch size, optimizers, learning-rate decay), and optimizer paths over surfaces.
 
-Floor F5. A comparison is a list of `train` calls that differ in one thing and share initial weights, row orders and
+A comparison is a list of `train` calls that differ in one thing and share initial weights, row orders and
 data set. Each leaves `<run>.json`, its history, in one folder; what lies there finished is not trained again, and what
 was interrupted goes on from its checkpoint, so a comparison can be stopped and called again at any time.
 """

@@ -1,4 +1,4 @@
-"""The command line: `catopt-xp`, also `python -m catopt_xp`. Floor F6.
+"""The command line: `catopt-xp`, also `python -m catopt_xp`.
 
 Each command is a function from parsed flags to an exit status. Errors are one line on stderr, and the status says whose
 they are: 2 the command's, 1 the data's, the files' or the run's.

@@ -1,4 +1,4 @@
-"""How a command ends: errors and warnings as one line, the exit status, the command that resumes. Floor F5."""
+"""How a command ends: errors and warnings as one line, the exit status, the command that resumes."""
 
 from __future__ import annotations
 

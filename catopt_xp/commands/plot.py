@@ -1,4 +1,4 @@
-"""What runs leave, found and read: run folders, histories (JSON, CSV), checkpoints, results of benchmarks. Floor F5."""
+"""What runs leave, found and read: run folders, histories (JSON, CSV), checkpoints, results of benchmarks."""
 
 from __future__ import annotations
 

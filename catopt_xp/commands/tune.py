@@ -1,4 +1,4 @@
-"""`tune`: how fast training is at several batch sizes, measured on this machine. Floor F5."""
+"""`tune`: how fast training is at several batch sizes, measured on this machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Decoded or drawn pictures kept on disk: one uint8 .npy file per set, read back through a memory map.
 
-Floor F2. A cache file is whole or absent (written under another name, then renamed), a damaged one is noticed and made
+A cache file is whole or absent (written under another name, then renamed), a damaged one is noticed and made
 anew, and where nothing can be written the work goes on in memory with a warning.
 """
 

@@ -1,4 +1,4 @@
-"""What every source of data answers: a `DataSet`. Floor F2."""
+"""What every source of data answers: a `DataSet`."""
 
 from __future__ import annotations
 

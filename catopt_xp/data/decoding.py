@@ -1,4 +1,4 @@
-"""Photographs from files to uint8 pixels, in parallel. Floor F2."""
+"""Photographs from files to uint8 pixels, in parallel."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""One call for every kind of data: the built-in drawings, a folder of photographs, an .npz or .npy file, arrays.
-
-Floor F2.
-"""
+"""One call for every kind of data: the built-in drawings, a folder of photographs, an .npz or .npy file, arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of the rows in an epoch, and the mini-batches cut from it. Floor F2."""
+"""The order of the rows in an epoch, and the mini-batches cut from it."""
 
 from __future__ import annotations
 

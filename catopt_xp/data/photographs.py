@@ -1,4 +1,4 @@
-"""Folders of photographs: finding the files and their classes, and reading them through the cache. Floor F2."""
+"""Folders of photographs: finding the files and their classes, and reading them through the cache."""
 
 from __future__ import annotations
 

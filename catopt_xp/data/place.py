@@ -1,4 +1,4 @@
-"""Where the sets of a run lie: on the device whole, or in a file, from where they are streamed. Floor F4."""
+"""Where the sets of a run lie: on the device whole, or in a file, from where they are streamed."""
 
 from __future__ import annotations
 

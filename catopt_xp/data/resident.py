@@ -1,6 +1,6 @@
 """A training set as it lies on the device: sample-major, checked once, never copied when it already fits.
 
-Floor F2. `X` is (n_x, m) to the outside; in memory its transpose is the C-contiguous array that rows are gathered from.
+`X` is (n_x, m) to the outside; in memory its transpose is the C-contiguous array that rows are gathered from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Feature panels: how the first layer is split and laid out, and in which order its products are summed. Floor F3.
+"""Feature panels: how the first layer is split and laid out, and in which order its products are summed.
 
 A panel is PANEL columns of the first layer's weights, the last one ragged; inside it, columns go by strips of STRIP.
 One pass over the panels makes a step (README, "How it works"): gradient, update and the next batch's product, while the

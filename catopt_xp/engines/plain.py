@@ -1,6 +1,6 @@
 """The plain engine: the formulas, batch by batch. It is the definition that any other engine is held to.
 
-Floor F3. One step is `forward, backward, zero_grad, add_grad, step`, on whatever device the set lies. Nothing in an
+One step is `forward, backward, zero_grad, add_grad, step`, on whatever device the set lies. Nothing in an
 epoch waits for the device: losses stay there and are fetched once, when the epoch has ended.
 """
 

@@ -1,4 +1,4 @@
-"""scikit-learn's MLPClassifier and MLPRegressor on the engines of this library, on a CPU or a GPU. Floor F5.
+"""scikit-learn's MLPClassifier and MLPRegressor on the engines of this library, on a CPU or a GPU.
 
 Names, defaults, attributes and results are scikit-learn's: the same random draws, rules, penalties and stopping. What
 is different is said in the classes. scikit-learn is imported here alone.
@@ -439,7 +439,7 @@ class _Estimator(FittedNetwork, BaseEstimator):  # type: ignore[misc]
 
     @property
     def network_(self) -> DeepNetwork:
-        """The trained network, for `catopt_xp.commands.export` and the like; on a CPU `coefs_` are views of its arrays."""
+        """The trained network, for exports and the like; on a CPU `coefs_` are views of its arrays."""
         check_is_fitted(self)
         return self._current_network()
 

@@ -1,6 +1,6 @@
 """The two products of the first layer, over a batch of rows gathered from a sample-major set.
 
-Floor F1. A batch of images as floats is larger than any cache, so both products go by blocks of features: each block is
+A batch of images as floats is larger than any cache, so both products go by blocks of features: each block is
 gathered, converted, used and forgotten. The blocks are dealt into a fixed number of tasks, which a CPU runs on all its
 threads; the sums over tasks are made in order, so they do not depend on the number of threads.
 """

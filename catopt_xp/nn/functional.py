@@ -1,6 +1,6 @@
 """Activations, their derivatives, and losses from logits: pure array formulas, the same on every device.
 
-Floor F1. Every function takes the array module `xp` last and uses operations of the array API standard alone, so
+Every function takes the array module `xp` last and uses operations of the array API standard alone, so
 NumPy, CuPy and any other namespace of that standard run the same line. Derivatives are written in terms of the
 *output* `A`, so the input `Z` need not be kept. Arrays are `(units, samples)`.
 """

@@ -1,4 +1,4 @@
-"""Labels: their shape, their values, and the form in which training keeps them. Floor F1."""
+"""Labels: their shape, their values, and the form in which training keeps them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The model base and the fully connected network: forward, loss, backward.
 
-Floor F2. Arrays are `(features, samples)` as in the chapter; in memory a set is sample-major, so `X.T` is the
+Arrays are `(features, samples)` as in the chapter; in memory a set is sample-major, so `X.T` is the
 C-contiguous `(m, n_x)` array from which rows are gathered (`blocks.py`).
 """
 

@@ -1,6 +1,6 @@
 """All parameters of a network in one flat array, with a named view for each.
 
-Floor F1. The same class holds parameters, gradients and moments, so that an update, a norm, a copy to another device
+The same class holds parameters, gradients and moments, so that an update, a norm, a copy to another device
 or a file is one operation on one array, whatever the number of layers.
 """
 

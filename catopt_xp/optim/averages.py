@@ -1,6 +1,6 @@
 """Moving averages of a stream of numbers (losses, gradients' norms, seconds), in plain Python floats.
 
-Floor F0. Two ways to smooth a curve: the mean of the last ``window`` values, which must remember them all, and the
+Two ways to smooth a curve: the mean of the last ``window`` values, which must remember them all, and the
 exponentially weighted moving average, which remembers one number and is what Momentum, RMSProp and Adam keep
 of their gradients.
 """

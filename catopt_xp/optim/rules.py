@@ -1,6 +1,6 @@
 """The chapter's four optimizers: gradient descent, Momentum, RMSProp, Adam.
 
-Floor F2. Each rule stands here twice, one above the other: in array operations, which every array module runs, and in
+Each rule stands here twice, one above the other: in array operations, which every array module runs, and in
 CUDA C++ (`kernel`), which CuPy runs as one launch over all parameters. A test holds the two equal value by value.
 
 In the equations g is the gradient, lr the learning rate of this epoch, t the number of steps, this one included, and

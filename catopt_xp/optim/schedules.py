@@ -1,6 +1,6 @@
 """Learning-rate schedules: functions ``(learning_rate_zero, epoch) -> rate``, in plain Python floats.
 
-Floor F0. ``learning_rate_zero`` is the rate that the optimizer was given; ``epoch`` counts from 0 and may be fractional
+``learning_rate_zero`` is the rate that the optimizer was given; ``epoch`` counts from 0 and may be fractional
 (a schedule followed by step is asked for epoch 3.5 in the middle of epoch 3). Every schedule here is a small
 frozen dataclass: it can be called, pickled, compared, and printed, and a checkpoint stores that print
 (`describe`) so that a resumed run can notice another schedule.

@@ -1,4 +1,4 @@
-"""Choosing a batch size: the rule of thumb, and measuring real steps. Floor F3."""
+"""Choosing a batch size: the rule of thumb, and measuring real steps."""
 
 from __future__ import annotations
 

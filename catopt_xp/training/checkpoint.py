@@ -1,6 +1,6 @@
 """State <-> `.npz`: flat keys, JSON beside them, no pickle; written whole or not at all.
 
-Floor F1. A checkpoint is an ordinary NumPy archive. Arrays stand under flat keys (`model/W0`, `optimizer/m/W0`), and
+A checkpoint is an ordinary NumPy archive. Arrays stand under flat keys (`model/W0`, `optimizer/m/W0`), and
 everything else in one JSON text under `meta`. Reading never unpickles, so a file can be of any origin.
 """
 

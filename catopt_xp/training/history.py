@@ -1,7 +1,4 @@
-"""What a run leaves: lists by epoch, the mini-batch losses, where the time went. Reads and writes JSON and CSV.
-
-Floor F3.
-"""
+"""What a run leaves: lists by epoch, the mini-batch losses, where the time went. Reads and writes JSON and CSV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: epochs, evaluation, checkpoints, interruption, resumption. Floor F4."""
+"""The training loop: epochs, evaluation, checkpoints, interruption, resumption."""
 
 from __future__ import annotations
 

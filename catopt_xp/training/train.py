@@ -1,4 +1,4 @@
-"""`train`: one call from data to a trained, saved network. Floor F4."""
+"""`train`: one call from data to a trained, saved network."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The built-in data: drawn cats and dogs.
 
-Floor F2. They are drawings, not photographs: a set of real size that needs no download. A picture is a function of
+They are drawings, not photographs: a set of real size that needs no download. A picture is a function of
 (seed, split, class, index, img_shape) alone, so that a small set is the beginning of a large one, and any
 process may draw any part.
 """

@@ -1,6 +1,6 @@
 """One drawn picture: a background with clutter, an animal, things in front of it, light and noise.
 
-Floor F2. All of it but the animal's shape is drawn from distributions that do not know the class, so that colour,
+All of it but the animal's shape is drawn from distributions that do not know the class, so that colour,
 brightness, size, place and background tell nothing about it.
 """
 

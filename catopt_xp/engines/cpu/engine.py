@@ -1,4 +1,4 @@
-"""The panel engine on a CPU: one pass over the first layer's weights and moments makes a step. Floor F3.
+"""The panel engine on a CPU: one pass over the first layer's weights and moments makes a step.
 
 It computes what the plain engine computes, in another order of sums (`panels.py`, `lanes.py`). Needs numba, the `fast`
 extra; its compiled code is kept on disk, so only the first run on a machine waits for it.

@@ -1,4 +1,4 @@
-"""Functions compiled by numba and kept on disk. Floor F3."""
+"""Functions compiled by numba and kept on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The innermost loops of the panel engine, written lane by lane: what numba's own loops reach a third of. Floor F3.
+"""The innermost loops of the panel engine, written lane by lane: what numba's own loops reach a third of.
 
 Every function here is a numba intrinsic: it emits LLVM instructions on whole vector registers, so how many lanes there
 are, what stays in a register and in which order is summed does not hang on what an optimiser happens to recognise.

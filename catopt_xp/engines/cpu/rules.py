@@ -1,4 +1,4 @@
-"""The optimizers' rules on whole vectors, made of the same text that a GPU compiles. Floor F3."""
+"""The optimizers' rules on whole vectors, made of the same text that a GPU compiles."""
 
 from __future__ import annotations
 

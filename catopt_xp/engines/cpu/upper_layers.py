@@ -1,4 +1,4 @@
-"""What follows on the first layer, in one compiled call: forward, loss, backward and update. Floor F3.
+"""What follows on the first layer, in one compiled call: forward, loss, backward and update.
 
 In the reference network that is a thousand parameters. NumPy's calls for them take as long as a tenth of the pass over
 four and a half million: each costs a microsecond or more before it computes. This knows the chapter's kind of network,

@@ -1,4 +1,4 @@
-"""Vector instructions for numba functions: how many lanes this processor has, and a builder that emits them. Floor F3.
+"""Vector instructions for numba functions: how many lanes this processor has, and a builder that emits them.
 
 What `lanes.py` and `updates.py` are made of. Square root and quotient of float32 start from the processor's estimate
 where that is fast, with AVX-512: exact ones cost as much as all the rest of an update.

@@ -1,4 +1,4 @@
-"""The panel engine on an NVIDIA GPU: two launches a step, the steps of an epoch in CUDA graphs. Floor F3.
+"""The panel engine on an NVIDIA GPU: two launches a step, the steps of an epoch in CUDA graphs.
 
 The kernels are in `step.cu`, what is launched with what in `cuda_plan.py`. Weights and moments stay where the network
 and the optimizer have them; per-step numbers and row numbers are read from tables on the device, so one graph serves

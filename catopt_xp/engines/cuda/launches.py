@@ -1,4 +1,4 @@
-"""What the GPU engine launches, computed without a GPU: sizes, grids, shared memory, text before `step.cu`. Floor F3.
+"""What the GPU engine launches, computed without a GPU: sizes, grids, shared memory, text before `step.cu`.
 
 Everything in a plan is a function of the network, the batch size and the types, never of the GPU at hand: sums are made
 in the same order on every one.
