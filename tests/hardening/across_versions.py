@@ -2,8 +2,8 @@
 
     python tests/hardening/across_versions.py FOLDER PYTHON [PYTHON …]
 
-makes an environment for each row of `rows`, runs `tests/fixed_job.py` in it, and lets it go on from the checkpoints of
-the newest one. It writes results/across_versions.json: which numbers have the same bits everywhere, and by how much
+makes an environment for each row of `rows`, runs `tests/helpers/fixed_job.py` in it, and lets it go on from the
+checkpoints of the newest one. It writes results/across_versions.json: which numbers have the same bits everywhere, and by how much
 the others differ. What FOLDER has from an earlier call is not made again. Some minutes; it needs uv and an index.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from catopt_xp.backend.machine import cpu_model
 
-JOB = environments.REPOSITORY / "tests" / "fixed_job.py"
+JOB = environments.REPOSITORY / "tests" / "helpers" / "fixed_job.py"
 NUMPY = ("2.0", "2.1", "2.2", "2.3", "2.4", "2.5")
 NUMBA = ("0.61.0", "0.62.0", "0.64.0", "0.66.0")
 PILLOW = ("11.0.0", "11.3.0", "12.0.0", "12.3.0")

@@ -33,7 +33,7 @@ def fuzz(name: str, seconds: float, folder: Path) -> None:
     import atheris
 
     sys.dont_write_bytecode = True  # what is written counts
-    sys.path.insert(0, str(HERE.parent))
+    sys.path.insert(0, str(HERE.parent / "helpers"))
     with atheris.instrument_imports(include=list(INSTRUMENTED)):
         import fuzz_targets
         import watched_inputs
@@ -117,7 +117,7 @@ def record(name: str, found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Fuzzes the targets that are named, one after the other."""
-    sys.path.insert(0, str(HERE.parent))
+    sys.path.insert(0, str(HERE.parent / "helpers"))
     import fuzz_targets
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])

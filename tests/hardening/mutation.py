@@ -2,7 +2,7 @@
 
     python -m pip install cosmic-ray
     python tests/hardening/mutation.py                    # all files, an hour on one core
-    python tests/hardening/mutation.py checkpoint.py      # one of them
+    python tests/hardening/mutation.py training/checkpoint.py      # one of them
 
 The mutants are those of cosmic-ray's operators, and of two that it lacks: another augmented assignment (`+=` for `-=`)
 and a statement left out. What differs in annotations alone is no mutant, and of equal mutants one is run. The package
@@ -58,14 +58,14 @@ EXAMPLES = 60  # of hypothesis, for each test
 LAYOUTS = "tests/hardening/test_optimizer_layouts.py"
 # File of the package -> the tests that a mutant of it must pass, after the examples in its docstrings.
 TARGETS = {
-    "schedules.py": ["tests/test_schedules.py"],
-    "functional.py": ["tests/test_functional.py"],
-    "checkpoint.py": ["tests/test_checkpoint.py"],
-    "engines/panels.py": ["tests/test_panels.py"],
-    "optim.py": ["tests/test_optimizers.py", "tests/test_optim_oracles.py"],
-    "base_optimizer.py": [
-        "tests/test_optimizers.py",
-        "tests/test_optim_oracles.py",
+    "optim/schedules.py": ["tests/optim/test_schedules.py"],
+    "nn/functional.py": ["tests/nn/test_functional.py"],
+    "training/checkpoint.py": ["tests/training/test_checkpoint.py", "tests/training/test_saving.py"],
+    "engines/panels.py": ["tests/engines/test_panels.py"],
+    "optim/rules.py": ["tests/optim/test_optimizers.py", "tests/optim/test_optim_oracles.py"],
+    "optim/base.py": [
+        "tests/optim/test_optimizers.py",
+        "tests/optim/test_optim_oracles.py",
         f"{LAYOUTS}::test_what_cannot_be_updated_in_place_is_refused_before_any_step",
         f"{LAYOUTS}::test_a_gradient_that_is_refused_leaves_the_sum_as_it_is",
         f"{LAYOUTS}::test_a_state_that_is_refused_changes_nothing",

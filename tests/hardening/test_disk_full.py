@@ -41,7 +41,7 @@ if sys.platform != "linux":
 import resource
 
 Record = Callable[..., None]
-TESTS = Path(__file__).resolve().parents[1]
+HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 PAGE = 4096
 ERRORS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.EACCES, errno.ENOENT]
 
@@ -410,7 +410,9 @@ def namespace() -> list[str]:
 def alone() -> dict[str, str]:
     """The environment of a driver, whose process has one thread."""
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    return os.environ | one | {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TESTS)]))}
+    return (
+        os.environ | one | {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(HELPERS)]))}
+    )
 
 
 @pytest.mark.parametrize(
@@ -418,7 +420,7 @@ def alone() -> dict[str, str]:
     [*SHORT.items(), *(pytest.param(*pair, marks=pytest.mark.long) for pair in LONG.items())],
 )
 def test_a_command_on_a_disk_with_any_space_left(case: str, step: int, tmp_path: Path, record: Record) -> None:
-    command = [*namespace(), sys.executable, str(TESTS / "small_disk.py"), str(tmp_path), case, str(step)]
+    command = [*namespace(), sys.executable, str(HELPERS / "small_disk.py"), str(tmp_path), case, str(step)]
     done = subprocess.run(command, capture_output=True, text=True, env=alone(), check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -17,7 +17,7 @@ if sys.platform != "linux":
     pytest.skip("the address space is limited as Linux does it", allow_module_level=True)
 
 Record = Callable[..., None]
-TESTS = Path(__file__).resolve().parents[1]
+HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 MODULE = [sys.executable, "-m", "catopt_xp"]
 # Megabytes between two limits, and the most, beyond what a process has at its start.
 SHORT = {"plain": (6, 24)}
@@ -35,7 +35,9 @@ LONG = {
 
 def alone() -> dict[str, str]:
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    return os.environ | one | {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TESTS)]))}
+    return (
+        os.environ | one | {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(HELPERS)]))}
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def alone() -> dict[str, str]:
     [*SHORT.items(), *(pytest.param(*pair, marks=pytest.mark.long) for pair in LONG.items())],
 )
 def test_a_command_in_any_little_memory(case: str, limits: tuple[int, int], record: Record) -> None:
-    command = [sys.executable, str(TESTS / "little_memory.py"), case, *map(str, limits)]
+    command = [sys.executable, str(HELPERS / "little_memory.py"), case, *map(str, limits)]
     done = subprocess.run(command, capture_output=True, text=True, env=alone(), check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

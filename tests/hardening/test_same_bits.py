@@ -1,7 +1,7 @@
 """The same seed gives the same bits, whatever the process that trains is like: environment, memory, threads.
 
-`tests/fixed_job.py` is trained in processes that differ in all that should not matter, and in processes of several
-ranks. Threads and ranks of like processes are tests of `test_panel_engine.py` and `test_distributed.py`.
+`tests/helpers/fixed_job.py` is trained in processes that differ in all that should not matter, and in processes of
+several ranks. Threads and ranks of like processes are tests of `test_panel_engine.py` and `test_distributed.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import fixed_job
 import pytest
 import ranks
 
-TESTS = Path(__file__).resolve().parents[1]
+HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 # Says the checksums of all numbers of the job. What is kept in memory before it moves all that is allocated later.
 PROGRAM = """
 import json, locale, random, sys
@@ -67,7 +67,7 @@ def process(number: int, tmp_path: Path, optimizers: list[str]) -> dict[str, Any
         if draw.random() < 0.3 and shutil.which("setarch"):
             first = ["setarch", "-R"]  # the same addresses in every process
     told = json.dumps({"heap": number, "optimizers": optimizers})
-    command = [*first, sys.executable, *flags, "-c", PROGRAM, str(TESTS), told]
+    command = [*first, sys.executable, *flags, "-c", PROGRAM, str(HELPERS), told]
     return {"args": command, "env": environment, "cwd": folder}
 
 
@@ -114,7 +114,7 @@ def told_by_ranks(count: int, optimizer: str, tmp_path: Path) -> list[Any]:
         words += [":"] if rank else []
         words += ["-n", "1", "-wdir", str(folder)]
         words += [word for name, value in variables.items() for word in ("-env", name, str(value))]
-        words += [sys.executable, "-c", RANKS, str(TESTS), optimizer]
+        words += [sys.executable, "-c", RANKS, str(HELPERS), optimizer]
     assert ranks.MPIEXEC is not None
     done = subprocess.run([ranks.MPIEXEC, *words], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

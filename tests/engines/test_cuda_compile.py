@@ -17,7 +17,7 @@ from catopt_xp.engines.cuda.launches import CudaPlan
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import OPTIMIZERS, Adam
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "cuda_table.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cuda_table.py"
 ARCHITECTURES = (80, 90)
 
 

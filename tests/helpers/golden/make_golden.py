@@ -1,6 +1,6 @@
 """Write the golden values: what independent libraries compute from the same inputs.
 
-Run ``python tests/golden/make_golden.py`` with PyTorch (CPU), optax, jax and scikit-learn installed; the
+Run ``python tests/helpers/golden/make_golden.py`` with PyTorch (CPU), optax, jax and scikit-learn installed; the
 tests need none of them. It writes ``optimizers.json``, ``gradients.json`` and ``schedules.json`` beside
 itself. Nothing of the library under test is imported here. All numbers are float64.
 """
@@ -116,7 +116,7 @@ def schedule_cases() -> list[dict[str, Any]]:
 
 def write(name: str, head: dict[str, Any], cases: list[dict[str, Any]]) -> None:
     """Write one case a line; the file appears whole or not at all."""
-    head = {"made by": "tests/golden/make_golden.py", "versions": VERSIONS, **head}
+    head = {"made by": "tests/helpers/golden/make_golden.py", "versions": VERSIONS, **head}
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in cases)
     text = "{\n" + ",\n".join(lines) + ',\n"cases": [\n' + rows + "\n]\n}\n"

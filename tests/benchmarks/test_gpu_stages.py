@@ -27,7 +27,7 @@ from catopt_xp.bench.stages import Clock, Stage, run_command
 from catopt_xp.bench.worker import OutOfTime
 from catopt_xp.bench.workload import Workload
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 SMALL = Workload(n_x=3000, m=96, learning_rate=1e-3)
 
 

@@ -32,7 +32,7 @@ from catopt_xp.optim.schedules import (
     with_warmup,
 )
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "schedules.json").read_text(encoding="ascii"))
+GOLDEN = json.loads((Path(__file__).parents[1] / "helpers" / "golden" / "schedules.json").read_text(encoding="ascii"))
 
 positive = st.floats(1e-3, 1e3)
 share = st.floats(0.0, 1.0)

@@ -14,7 +14,7 @@ from PIL import Image
 from catopt_xp.data.dataset import DataArgumentError, DataSet
 from catopt_xp.data.load import load_data
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
 X, Y = RNG.random((6, 5), dtype=np.float32), np.array([[0, 1, 1, 0, 1]])
 

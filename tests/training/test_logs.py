@@ -25,7 +25,7 @@ from catopt_xp.training.history import STAGES, History
 from catopt_xp.training.loop import Interrupted, TrainingDiverged
 from catopt_xp.training.train import TrainResult
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class At:
@@ -248,7 +248,7 @@ def test_a_killed_run_leaves_a_csv_that_is_read_no_half_json_and_goes_on(tmp_pat
     before.to_json(tmp_path / "a.json")  # of a run before
     with subprocess.Popen(
         [sys.executable, "-c", ENDLESS, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "helpers")])},
     ) as process:
         limit = time.monotonic() + 60
         while time.monotonic() < limit and (not file.exists() or file.read_bytes().count(b"\n") < 20):

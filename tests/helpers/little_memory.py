@@ -1,6 +1,6 @@
 """A driver: commands in little memory. A process of its own, which prints as JSON what it found.
 
-    python tests/little_memory.py CASE STEP MOST
+    python tests/helpers/little_memory.py CASE STEP MOST
 
 runs the command of CASE with room for 0, STEP, 2 STEP, … MOST more megabytes than the process has at its start. Each
 must end with one clear line, and leave the earlier checkpoint whole; with memory again, the command is given again.

@@ -16,7 +16,7 @@ from catopt_xp.backend import xp as backend_module
 from catopt_xp.backend.devices import DeviceError, DeviceFallbackWarning, ProbeResult
 from catopt_xp.backend.xp import CupyBackend, device_report, get_backend
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

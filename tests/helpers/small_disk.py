@@ -1,6 +1,6 @@
 """A driver: commands on a real, small, nearly full disk. A process of its own, in a mount namespace of its own.
 
-    unshare -m python tests/small_disk.py FOLDER CASE STEP
+    unshare -m python tests/helpers/small_disk.py FOLDER CASE STEP
 
 mounts a small tmpfs on FOLDER, runs the command of CASE with every amount of free space from none to enough, in steps
 of STEP pages, and prints as JSON what it found. After each, space returns, and the command is given again.

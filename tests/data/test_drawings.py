@@ -14,7 +14,7 @@ from catopt_xp.data.drawn.drawings import get_drawn_set
 from catopt_xp.data.drawn.scenes import draw_picture
 
 SHAPE = (24, 20)
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 FIGURES = {
     "01_the_chapter": 10,
     "02_optimizer_paths": 7,

@@ -1,6 +1,6 @@
 """A fixed small job, for asking where its numbers depend on the process, the machine's state or library versions.
 
-    python tests/fixed_job.py FOLDER [CHECKPOINTS]
+    python tests/helpers/fixed_job.py FOLDER [CHECKPOINTS]
 
 writes FOLDER/numbers.npz and, for each engine, FOLDER/ENGINE.npz, a checkpoint half-way through a run; with
 CHECKPOINTS, another FOLDER, it goes on from those there too. It needs no more than the package does: without numba

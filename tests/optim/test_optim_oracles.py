@@ -22,7 +22,7 @@ from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import Adam, GradientDescent, Momentum, RMSProp
 from catopt_xp.optim.schedules import parse
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "optimizers.json").read_text(encoding="ascii"))
+GOLDEN = json.loads((Path(__file__).parents[1] / "helpers" / "golden" / "optimizers.json").read_text(encoding="ascii"))
 SHAPES: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in GOLDEN["shapes"].items()}
 TOLERANCE = 1e-12  # after 200 steps of about 1e-2; what is seen is near 1e-15
 

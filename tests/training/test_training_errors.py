@@ -280,7 +280,7 @@ train(X=X, Y=Y, save_dir=folder, callbacks=[Fill()], **settings)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is a POSIX limit")
 def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint_whole(tmp_path: Path) -> None:
-    repository = str(Path(__file__).resolve().parents[1])
+    repository = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", FULL_DISK, str(tmp_path)],
         capture_output=True,

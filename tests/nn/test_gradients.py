@@ -12,7 +12,7 @@ import pytest
 
 from catopt_xp.nn.network import DeepNetwork
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "gradients.json").read_text(encoding="ascii"))
+GOLDEN = json.loads((Path(__file__).parents[1] / "helpers" / "golden" / "gradients.json").read_text(encoding="ascii"))
 OUTPUTS = {"sigmoid": ("sigmoid", 1), "multi-label": ("sigmoid", 3), "softmax": ("softmax", 4)}
 NUMBERS = {"identity": ("identity", 2), "exp": ("exp", 2)}  # outputs that predict numbers
 ACTIVATIONS = ("relu", "sigmoid", "tanh", "identity")
