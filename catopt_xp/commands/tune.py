@@ -11,7 +11,8 @@ from catopt_xp.backend.threads import limited_threads
 from catopt_xp.engines.choose import choose_engine
 from catopt_xp.engines.plain import Settings
 from catopt_xp.training.batch_size import CANDIDATES, SMALL_SET, Measured, choose, measure, rule_of_thumb
-from catopt_xp.training.setup import Plan, prepare
+from catopt_xp.training.plan import Plan
+from catopt_xp.training.setup import prepare
 from catopt_xp.training.train import train
 
 

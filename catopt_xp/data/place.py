@@ -19,7 +19,7 @@ from catopt_xp.nn.labels import check_labels
 from catopt_xp.nn.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
 from catopt_xp.nn.parameters import common_dtype
 from catopt_xp.training.checkpoint import Checkpoint
-from catopt_xp.training.setup import Plan
+from catopt_xp.training.plan import Plan
 
 FITS = 0.8  # of the free memory: what a set may take that is mapped, without being streamed
 SHARE = 2  # of a memory limit the set takes this part: network, optimizer and libraries need the rest

@@ -17,7 +17,8 @@ from catopt_xp.optim.schedules import Scheduler
 from catopt_xp.training.callbacks import Callback
 from catopt_xp.training.history import History
 from catopt_xp.training.loop import Run
-from catopt_xp.training.setup import Plan, prepare
+from catopt_xp.training.plan import Plan
+from catopt_xp.training.setup import prepare
 
 
 @dataclass

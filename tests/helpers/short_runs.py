@@ -11,7 +11,8 @@ import numpy as np
 
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.training.loop import Run
-from catopt_xp.training.setup import Plan, prepare
+from catopt_xp.training.plan import Plan
+from catopt_xp.training.setup import prepare
 from catopt_xp.training.train import TrainResult, train
 
 M, N_X = 60, 12

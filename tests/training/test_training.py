@@ -17,7 +17,7 @@ from catopt_xp.optim.rules import Adam, GradientDescent, make_optimizer
 from catopt_xp.optim.schedules import get_table_func
 from catopt_xp.training import setup as job_module
 from catopt_xp.training.history import History
-from catopt_xp.training.setup import DEFAULTS
+from catopt_xp.training.plan import DEFAULTS
 from catopt_xp.training.train import train
 
 # --- defaults -----------------------------------------------------------------------------------------------
