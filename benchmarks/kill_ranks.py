@@ -1,7 +1,7 @@
 """Kills a random one of three ranks at a random moment, again and again: all must end, and what is left must go on.
 
-Each time the script measures the time until the last rank has ended, resumes the checkpoint on two ranks, and holds it to
-the bits of a run that nothing interrupted (`tests/engines/test_distributed.py`). Linux, with mpi4py and mpich.
+Each time the script measures the time until the last rank has ended, resumes the checkpoint on two ranks, and holds it
+to the bits of a run that nothing interrupted (`tests/engines/test_distributed.py`). Linux, with mpi4py and mpich.
 
     python benchmarks/kill_ranks.py [--times 20]
 """

@@ -3,7 +3,8 @@
     python tests/hardening/across_versions.py FOLDER PYTHON [PYTHON …]
 
 makes an environment for each row of `rows`, runs `tests/helpers/fixed_job.py` in it, and lets it go on from the
-checkpoints of the newest one. It writes results/across_versions.json: which numbers have the same bits everywhere, and by how much
+checkpoints of the newest one. It writes
+results/across_versions.json: which numbers have the same bits everywhere, and by how much
 the others differ. What FOLDER has from an earlier call is not made again. Some minutes; it needs uv and an index.
 """
 

@@ -1,4 +1,4 @@
-"""The package as a whole: what importing loads, who may import whom, public names, doctests, no hidden state."""
+"""The package as a whole: what importing loads, public names, doctests, no hidden state."""
 
 from __future__ import annotations
 
@@ -32,98 +32,9 @@ SOURCES = {"catopt_xp": FOLDER / "__init__.py"} | {
 }
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
 
-# A new module enters this table. Imports go to lower floors; a name that ends with a dot stands for the whole folder.
-FLOORS = {
-    0: "version texts files signals backend devices machine threads timers schedules averages",
-    1: "functional layout parameters blocks archives checkpoint arrays labels plots figures estimator_arrays"
-    " estimator_labels",
-    2: "data data. network base_optimizer optim",
-    3: "engines engines. distributed history callbacks logs saving batch_size",
-    4: "plan storage job running training estimator_rules estimator_training estimator_lbfgs",
-    5: "bench bench. estimator estimator_fit experiments trained export flag_values flag_groups arguments ending"
-    " run_files tuning",
-    6: "cli __main__",
-}
-SIDEWAYS = {
-    ("backend", "devices"): "the backend asks whether a GPU can be used",
-    ("backend", "machine"): "free memory of the host",
-    ("backend", "threads"): "NumPy's tasks run on them",
-    ("backend", "timers"): "a backend hands out its stopwatch",
-    ("devices", "machine"): "a report is made of facts about the machine",
-    ("threads", "machine"): "the number of processors",
-    ("blocks", "functional"): "the scale of pixels is written there, once",
-    ("layout", "functional"): "the names of activations",
-    ("arrays", "parameters"): "what is a dtype of real numbers",
-    ("labels", "arrays"): "labels are taken as any array is",
-    ("labels", "parameters"): "the name of a dtype",
-    ("estimator_arrays", "arrays"): "weights of samples are taken as any array is",
-    ("checkpoint", "archives"): "a checkpoint is an archive of arrays",
-    ("estimator_arrays", "parameters"): "the name of a dtype",
-    ("estimator", "estimator_fit"): "what scikit-learn's classes are joined to",
-    ("optim", "base_optimizer"): "the methods, and what they share",
-    ("distributed", "engines"): "a rank has an engine of its own",
-    ("distributed", "engines.cuda"): "the check of the kernels that all ranks will run",
-    ("distributed", "engines.cuda_ranks"): "ranks train with it",
-    ("distributed", "engines.cpu"): "which is checked as any panel engine is",
-    ("distributed", "engines.panels"): "panels are dealt to ranks",
-    ("distributed", "engines.ranks"): "the engine of a rank",
-    ("batch_size", "engines"): "a size is chosen by the time of its steps",
-    ("plots", "figures"): "what all figures share",
-    ("callbacks", "history"): "a callback reads the history",
-    ("logs", "callbacks"): "a log is a callback",
-    ("logs", "history"): "a log is of the history",
-    ("saving", "history"): "a checkpoint holds the history",
-    ("job", "plan"): "a job is a plan with everything that it needs",
-    ("job", "storage"): "where its sets lie",
-    ("storage", "plan"): "as the plan's memory limit says",
-    ("running", "job"): "a run carries out a job",
-    ("running", "storage"): "and checks that an engine's steps find their rows",
-    ("training", "job"): "train() prepares a job",
-    ("training", "plan"): "of a plan",
-    ("training", "running"): "and runs it",
-    ("flag_groups", "flag_values"): "what a flag takes",
-    ("arguments", "flag_groups"): "flags that several commands share",
-    ("arguments", "flag_values"): "what a flag takes",
-    ("arguments", "bench.contenders"): "the names that --contenders takes",
-    ("arguments", "bench.table"): "what is timed by default",
-    ("arguments", "export"): "the names that --format and --input take",
-    ("export", "trained"): "what is exported",
-    ("ending", "arguments"): "errors name the flags",
-    ("ending", "flag_groups"): "each line on stderr begins with the program's name",
-    ("__main__", "cli"): "python -m catopt_xp is the command line",
-}
-# Who may import a library that is heavy, optional, or bound to a device.
-HOMES = {
-    "cupy": {"backend"},
-    "PIL": {"data."},
-    "matplotlib": {"figures"},
-    "tensorboardX": {"logs"},
-    # The CPU engine with what it is made of.
-    "numba": {"engines.cpu", "engines.compiled", "engines.lanes", "engines.updates", "engines.vectors", "bench.floor"},
-    "llvmlite": {"engines.lanes", "engines.updates", "engines.vectors"},
-    "sklearn": {"bench.", "estimator"},
-    "scipy": {"estimator_lbfgs"},
-    "onnx": {"export"},
-    "safetensors": {"export"},
-    "torch": {"bench."},
-    "jax": {"bench."},
-    "mpi4py": {"distributed"},
-}
-
-
-def short(module: str) -> str:
-    return module.removeprefix("catopt_xp").removeprefix(".")
-
-
-def is_in(module: str, entries: Any) -> bool:
-    folder = module.split(".")[0] + "."
-    return module in entries or ("." in module and folder in entries)
-
-
-def floor_of(module: str) -> int:
-    floors = [floor for floor, names in FLOORS.items() if is_in(module, names.split())]
-    assert len(floors) == 1, f"{module} stands on the floors {floors} of the table"
-    return floors[0]
+# Libraries that may be imported inside a function: heavy, optional, or bound to a device. The import contracts in
+# pyproject.toml say which module imports which.
+OPTIONAL = {"PIL", "cupy", "matplotlib", "mpi4py", "numba", "onnx", "safetensors", "sklearn", "scipy", "tensorboardX"}
 
 
 def imports_of(tree: ast.AST) -> Iterator[str]:
@@ -143,12 +54,6 @@ def imports_of(tree: ast.AST) -> Iterator[str]:
 def _module_of(module: str, name: str) -> str:
     """`from package import module` means the module, `from module import name` the module that is asked."""
     return f"{module}.{name}" if f"{module}.{name}" in MODULES else module
-
-
-OWN_IMPORTS = {
-    short(name): sorted({short(found) for found in imports_of(tree) if found.split(".")[0] == "catopt_xp"})
-    for name, tree in TREES.items()
-}
 
 
 def python(code: str, *arguments: str) -> str:
@@ -180,46 +85,9 @@ def test_importing_loads_no_heavy_or_optional_library(code: str) -> None:
     assert python(LOADED, code) == "[]\n"
 
 
-def test_importing_the_package_loads_none_of_its_modules_but_the_version() -> None:
+def test_importing_the_package_loads_none_of_its_modules() -> None:
     code = "import sys, catopt_xp; print([m for m in sorted(sys.modules) if m.startswith('catopt_xp') or m == 'numpy'])"
-    assert python(code) == "['catopt_xp', 'catopt_xp.version']\n"
-
-
-@pytest.mark.parametrize("module", [name for name in OWN_IMPORTS if name])
-def test_imports_run_downwards(module: str) -> None:
-    floor = floor_of(module)
-    for imported in OWN_IMPORTS[module]:
-        assert imported, f"{module} imports the package itself, which is above every floor"
-        in_one_folder = module.split(".")[0] == imported.split(".")[0]  # there no circle is all that is asked
-        if not in_one_folder and (module, imported) not in SIDEWAYS:
-            assert floor_of(imported) < floor, f"{module} (F{floor}) imports {imported} (F{floor_of(imported)})"
-
-
-def test_imports_make_no_circle() -> None:
-    left = {name: set(found) for name, found in OWN_IMPORTS.items()}
-    while left:
-        free = {name for name, found in left.items() if not found & set(left)}
-        assert free, f"a circle among {sorted(left)}"
-        left = {name: found for name, found in left.items() if name not in free}
-
-
-def test_every_sideways_import_that_is_allowed_is_made() -> None:
-    made = {(module, imported) for module, found in OWN_IMPORTS.items() for imported in found}
-    assert set(SIDEWAYS) <= made
-    assert all(floor_of(a) == floor_of(b) for a, b in SIDEWAYS)
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if "data." not in name])
-def test_a_docstring_that_names_a_floor_names_its_own(module: str) -> None:
-    named = re.findall(r"\b[Ff]loor F(\d)", ast.get_docstring(TREES[module]) or "")
-    assert set(named) <= {str(floor_of(short(module)))}
-
-
-@pytest.mark.parametrize("library", HOMES)
-def test_only_its_own_modules_import_a_library(library: str) -> None:
-    importers = {short(name) for name, tree in TREES.items() if library in {i.split(".")[0] for i in imports_of(tree)}}
-    assert {name for name in importers if not is_in(name, HOMES[library])} == set()
-    assert importers or not HOMES[library], f"nothing imports {library}: the table is out of date"
+    assert python(code) == "['catopt_xp']\n"
 
 
 def libraries_of(module: str) -> set[str]:
@@ -235,8 +103,8 @@ def test_imports_inside_functions_are_of_optional_libraries_alone(module: str) -
     inside = {found.split(".")[0] for function in functions for found in imports_of(function)}
     # A module of ours that stands on an optional library is optional itself.
     own = {found for function in functions for found in imports_of(function) if found.startswith("catopt_xp.")}
-    optional = {name for name in own if set(HOMES) & libraries_of(name)}
-    assert inside - {"catopt_xp"} <= set(HOMES), "move these imports to the head of the module"
+    optional = {name for name in own if OPTIONAL & libraries_of(name)}
+    assert inside - {"catopt_xp"} <= OPTIONAL, "move these imports to the head of the module"
     assert own == optional, "move these imports to the head of the module"
 
 
@@ -255,16 +123,6 @@ def test_every_public_name_resolves_is_documented_and_listed() -> None:
         catopt_xp.nothing  # noqa: B018
 
 
-def test_a_type_checker_sees_the_names_that_run() -> None:
-    seen: dict[str | None, str | None] = {}
-    for node in ast.walk(TREES["catopt_xp"]):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            for line in node.body:
-                assert isinstance(line, ast.ImportFrom)
-                seen |= {alias.asname: line.module for alias in line.names}
-    assert seen == {name: f"catopt_xp.{module}" for name, module in catopt_xp._HOME.items()}
-
-
 def test_the_names_of_the_chapter_are_public() -> None:
     names = "BaseOptimizer BaseRegressionModel DeepNetwork GradientDescent Momentum RMSProp Adam const_lr"
     names += " get_hyperbola_func get_cat_set save_state_dict load_state_dict load_model train"
@@ -276,7 +134,7 @@ def loaded_module(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name not in HOMES:
+        if error.name not in OPTIONAL:
             raise
         pytest.skip(f"{error.name} is not installed")
 
