@@ -103,6 +103,10 @@ class Ranks:
         """The first rank's value."""
         return value if self.comm is None else self.comm.bcast(value, root=0)
 
+    def backend(self, device: Any, strict_device: bool | None) -> Backend:
+        """Where this rank trains."""
+        return get_backend(device, strict_device) if self.size == 1 else rank_backend(self, device, strict_device)
+
     def threads(self) -> int:
         """This rank's fair part of the threads that there are for all ranks on this machine."""
         here = 1 if self.comm is None else self.comm.allgather(platform.node()).count(platform.node())

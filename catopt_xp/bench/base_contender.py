@@ -105,7 +105,7 @@ def used_threads(threads: int, libraries: ThreadpoolController) -> Iterator[None
 
     `libraries`: those that make the products.
 
-    >>> from catopt_xp.backend.xp.machine import thread_count
+    >>> from catopt_xp.backend.machine import thread_count
     >>> with used_threads(1, ThreadpoolController()):
     ...     thread_count()
     1

@@ -197,7 +197,7 @@ def measure_steps(
 def measure_plain(work: Workload, backend: Backend) -> dict[str, float]:
     """Seconds of an epoch of the plain engine: on the host until all is queued, and on the GPU, medians.
 
-    >>> from catopt_xp.backend.xp.xp import NumpyBackend
+    >>> from catopt_xp.backend.xp import NumpyBackend
     >>> sorted(measure_plain(Workload(n_x=12, m=10, batch_size=4), NumpyBackend()))
     ['device', 'host']
     """

@@ -65,7 +65,7 @@ from catopt_xp.data.decoding import decode_images
 from catopt_xp.data.drawn.drawings import drawn_name
 from catopt_xp.data.load import load_data
 from catopt_xp.data.photographs import DEFAULT_SHAPE
-from catopt_xp.data.resident import make_resident
+from catopt_xp.data.resident import SampleLayout, make_resident
 from catopt_xp.io.console import plain
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import make_optimizer
@@ -264,9 +264,9 @@ def run_tune(args: argparse.Namespace) -> None:
     options = _checked_options(args)
     _check_hidden(args)
     arguments = {name: value for name, value in _arguments(args).items() if value is not None}
-    sizes, told = arguments.pop("batch_sizes"), arguments.pop("verbose")
+    told = arguments.pop("verbose")
     with _naming(args.data):
-        tuning = tune(sizes, optimizer_options=options, verbose=False, **arguments)
+        tuning = tune(optimizer_options=options, **arguments)
     if told:
         print(f"on {tuning.device}, engine {tuning.engine}, {tuning.m} samples")
     print(tuning.table())
@@ -307,16 +307,14 @@ def run_evaluate(args: argparse.Namespace) -> None:
     model = model.to(backend)
     print(f"{plain(args.checkpoint)} on {backend.device} ({backend.reason})")
     print(f"data: {plain(data.name)}")
-    n_x, units, output = model.neuron_cnt[0], model.neuron_cnt[-1], model.activation_func[-1]
+    layout = SampleLayout(model.neuron_cnt[0], model.activation_func[-1], model.neuron_cnt[-1], model.dtype)
     for title, name, X, Y in (
         ("training set", "X", data.train_X, data.train_Y),
         ("dev set", "dev_X", data.dev_X, data.dev_Y),
     ):
         if X is not None:
             with _naming(args.data):
-                resident = make_resident(
-                    X, Y, backend, n_x=n_x, output=output, units=units, dtype=model.dtype, name=name
-                )
+                resident = make_resident(X, Y, backend, layout, name)
             accuracy, cost = model.evaluate_rows(resident.samples, resident.targets)
             print(f"{title} ({X.shape[1]} samples): accuracy {accuracy:.2%}, cost {cost:.4f}")
 

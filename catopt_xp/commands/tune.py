@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.threads import limited_threads
-from catopt_xp.engines.choose import choose_engine
+from catopt_xp.backend.xp import Backend
+from catopt_xp.data.order import RowOrder
+from catopt_xp.engines.choose import ENGINES, choose_engine
 from catopt_xp.engines.plain import Settings
+from catopt_xp.io.console import plain
+from catopt_xp.nn.network import BaseRegressionModel
+from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.schedules import Scheduler
 from catopt_xp.training.batch_size import CANDIDATES, SMALL_SET, Measured, choose, measure, rule_of_thumb
-from catopt_xp.training.plan import Plan
-from catopt_xp.training.setup import prepare
-from catopt_xp.training.train import train
+from catopt_xp.training.report import Report
+from catopt_xp.training.setup import (
+    NETWORK,
+    Learner,
+    check_optimizer,
+    data_source,
+    load_dataset,
+    network_for,
+    one_of,
+    optimizer_for,
+    place_sets,
+    usable_backend,
+    whole_number,
+)
+
+BATCH_SIZE = 64  # for which the engine is chosen
 
 
 @dataclass
@@ -37,41 +56,72 @@ class Tuning:
         return "\n".join(lines)
 
 
-def tune(batch_sizes: Sequence[int] = (), **arguments: Any) -> Tuning:
+def tune(
+    batch_sizes: Sequence[int] = (),
+    model: BaseRegressionModel | None = None,
+    optimizer: BaseOptimizer | str | None = None,
+    X: Any = None,
+    Y: Any = None,
+    *,
+    data: Any = None,
+    img_shape: tuple[int, int] | None = None,
+    train_size: int | None = None,
+    dev_size: int | None = None,
+    on_error: str = "raise",
+    device: str | Backend = "auto",
+    strict_device: bool | None = None,
+    engine: str = "auto",
+    threads: int | None = None,
+    seed: int = 0,
+    hidden: Sequence[int] = NETWORK["hidden"],
+    activation: str = NETWORK["activation"],
+    dropout: float = NETWORK["dropout"],
+    dtype: str = NETWORK["dtype"],
+    learning_rate: float | None = None,
+    lr_scheduler: Scheduler | None = None,
+    optimizer_options: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
+    verbose: bool = False,
+) -> Tuning:
     """Times real steps at several batch sizes and chooses one; nothing is trained, nothing is written.
 
-    `batch_sizes`: sizes to measure besides 64, 128, 256 and 512; those beyond the set are left out. `arguments`: those
-    of `train` (data, network, optimizer, device, engine, threads). The choice is that of `train(batch_size="auto")`: a
-    set of fewer than 2000 samples whole, else the smallest of 64 to 512 within a tenth of their best rate. Raises what
-    `train` raises for bad arguments, and ValueError for a batch size that is no whole number of at least 1.
+    `batch_sizes`: sizes to measure besides 64, 128, 256 and 512; those beyond the set are left out. The other arguments
+    are those of `train`; `verbose` prints what there is to say of the data. The choice is that of
+    `train(batch_size="auto")`: a set of fewer than 2000 samples whole, else the smallest of 64 to 512 within a tenth of
+    their best rate. Raises what `train` raises for bad arguments, and ValueError for a batch size that is no whole
+    number of at least 1.
 
     >>> import numpy as np
     >>> X = np.random.default_rng(0).integers(0, 256, (200, 12), dtype=np.uint8).T
-    >>> tuning = tune((16,), X=X, Y=np.arange(200).reshape(1, -1) % 2, engine="plain", verbose=False)
+    >>> tuning = tune((16,), X=X, Y=np.arange(200).reshape(1, -1) % 2, engine="plain")
     >>> tuning.batch_size, [row.batch_size for row in tuning.measured]
     (200, [16, 64, 128, 200])
     """
     for size in batch_sizes:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"batch_sizes holds {size!r}; give whole numbers of at least 1")
-    given = inspect.signature(train).bind(**arguments | {"batch_size": 64, "save_dir": None})
-    given.apply_defaults()
-    plan = Plan(**given.arguments)
-    if plan.comm is not None:
-        raise ValueError("tune measures this process alone; leave comm out")
-    with limited_threads(plan.threads):
-        job = prepare(plan)
-        m = job.train_set.m
-        thumb, why = rule_of_thumb(m)
-        sizes = [*CANDIDATES, *batch_sizes, *([thumb] if m < SMALL_SET else [])]
-        with job.backend.activate():
-            objects = (job.device_model, job.device_optimizer, job.train_set, job.backend)
-            measured = measure(plan.engine, *objects, sizes)
-            samples, targets = job.train_set.samples, job.train_set.targets
-            engine, reason = choose_engine(plan.engine, *objects[:2], samples, targets, job.backend, Settings(64))
+    one_of("engine", engine, ENGINES)
+    check_optimizer(optimizer, learning_rate, lr_scheduler, optimizer_options)
+    alone, report = Ranks(), Report(verbose)
+    with limited_threads(None if threads is None else whole_number("threads", threads, 1)):
+        backend = alone.backend(device, strict_device)
+        source = data_source(data, X, Y, None, None, backend, None)
+        dataset, n_x = load_dataset(source, img_shape, train_size, dev_size, on_error, progress, alone)
+        order = RowOrder(whole_number("seed", seed, 0))
+        model = network_for(model, hidden, activation, dropout, dtype, order.seed, dataset, n_x, None)
+        optimizer = optimizer_for(model, optimizer, learning_rate, lr_scheduler, optimizer_options, None)
+        backend = usable_backend(backend, device, strict_device, model, dataset, BATCH_SIZE, alone)
+        with backend.activate(), place_sets(dataset, n_x, model, order, None, BATCH_SIZE, backend, alone) as sets:
+            for notice in (*dataset.notices, *sets.notices):
+                report.say(f"note: {plain(notice)}")
+            learner, m = Learner.on(backend, model, optimizer), sets.train.m
+            thumb, why = rule_of_thumb(m)
+            sizes = [*CANDIDATES, *batch_sizes, *([thumb] if m < SMALL_SET else [])]
+            measured = measure(engine, *learner.on_device, sets.train, backend, sizes)
+            parts = *learner.on_device, sets.train.samples, sets.train.targets
+            chosen_engine, reason = choose_engine(engine, *parts, backend, Settings(BATCH_SIZE))
         if m < SMALL_SET:
             chosen = thumb
         else:
             chosen, why = choose([row for row in measured if row.batch_size in CANDIDATES])
-    device = f"{job.backend.device} ({job.backend.reason})"
-    return Tuning(chosen, why, measured, m, device, f"{engine.name} ({reason})")
+    return Tuning(chosen, why, measured, m, f"{backend.device} ({backend.reason})", f"{chosen_engine.name} ({reason})")

@@ -36,6 +36,28 @@ def epoch_order(m: int, epoch: int, seed: int = 0, shuffle: str = "epoch") -> ND
     return np.arange(m, dtype=np.int64) if rng is None else rng.permutation(np.int64(m))
 
 
+@dataclass(frozen=True)
+class RowOrder:
+    """How the rows of a run are ordered: a function of (seed, epoch), with the same bits on every device.
+
+    `shuffle`: as for `epoch_order`; `window`: the most rows in a window of a set that is, or was, streamed (None: rows
+    are shuffled over the whole set).
+
+    >>> RowOrder(seed=0, shuffle="none").rows(m=3, epoch=5)
+    array([0, 1, 2])
+    """
+
+    seed: int = 0
+    shuffle: str = "epoch"
+    window: int | None = None
+
+    def rows(self, m: int, epoch: int) -> NDArray[np.int64]:
+        """The row numbers of an epoch in the order of training, (m,)."""
+        if self.window is None:
+            return epoch_order(m, epoch, self.seed, self.shuffle)
+        return window_order(m, self.window, epoch, self.seed, self.shuffle)
+
+
 def _generator(stream: int, epoch: int, seed: int, shuffle: str) -> np.random.Generator | None:
     """The random numbers of an epoch's order; None where the rows stay as they are."""
     if shuffle not in SHUFFLES:

@@ -3,86 +3,142 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from catopt_xp.backend.devices import fall_back
 from catopt_xp.backend.machine import size_text
-from catopt_xp.backend.ranks import Ranks
-from catopt_xp.backend.xp import Backend, NumpyBackend, backend_of, dtype_name
+from catopt_xp.backend.xp import Array, Backend, dtype_name
 from catopt_xp.data.dataset import DataSet
-from catopt_xp.data.resident import ResidentSet, labels_of, make_resident
+from catopt_xp.data.order import RowOrder
+from catopt_xp.data.resident import ResidentSet, SampleLayout, labels_of, make_resident
 from catopt_xp.data.stream import WINDOWS, RowFile, StreamedDevSet, StreamedSet, find_rows, is_mapped
 from catopt_xp.nn.labels import check_labels
-from catopt_xp.nn.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
-from catopt_xp.nn.parameters import common_dtype
-from catopt_xp.training.checkpoint import Checkpoint
-from catopt_xp.training.plan import Plan
 
 FITS = 0.8  # of the free memory: what a set may take that is mapped, without being streamed
 SHARE = 2  # of a memory limit the set takes this part: network, optimizer and libraries need the rest
 
 
-@dataclass(frozen=True)
-class Storage:
-    """`window`: the most rows in a window of the order; None: rows are shuffled over the whole set.
+@dataclass
+class Sets:
+    """The training set and the dev set (or None) of a run, on the device or streamed onto it, and the order of rows.
 
-    `train`, `dev`: the files from which sets are streamed; None: they lie in memory.
+    A `with` block ends what goes on in the background. `order.window`: the most rows in a window of the order; None:
+    rows are shuffled over the whole set.
     """
 
-    window: int | None = None
-    train: RowFile | None = None
-    dev: RowFile | None = None
+    train: ResidentSet
+    dev: ResidentSet | None
+    order: RowOrder
+
+    @property
+    def stream(self) -> StreamedSet | None:
+        """The training set where it is streamed."""
+        return self.train if isinstance(self.train, StreamedSet) else None
+
+    @property
+    def notices(self) -> list[str]:
+        """What was done to the sets."""
+        return [*self.train.notices, *([] if self.dev is None else self.dev.notices)]
+
+    def rows(self, epoch: int) -> NDArray[np.int64]:
+        """The order of an epoch, (m,): numbers of rows of `train.samples`, or places where the set is streamed."""
+        return self.order.rows(self.train.m, epoch) if self.stream is None else self.stream.order(epoch)
+
+    def check_pools(self, batch_size: int, reach: int) -> None:
+        """Raises ValueError where the windows in memory are too small for what a step may read."""
+        if self.stream is not None and (rows := self.stream.rows_needed(batch_size, reach)):
+            least = size_text(SHARE * min(WINDOWS * rows, self.stream.m) * self.stream.file.row_bytes)
+            raise ValueError(
+                f"windows of {self.stream.window} rows are too few for batches of {batch_size}: give a memory_limit of"
+                f" at least {least}, or smaller batches"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with ExitStack() as stack:
+            for one in (self.train, self.dev):
+                if one is not None:
+                    stack.callback(one.close)
 
 
-def backend_for(plan: Plan, backend: Backend, model: BaseRegressionModel, dataset: DataSet) -> Backend:
-    """The CPU instead of a GPU that the set does not fit, or that a model of another kind does not lie on: said."""
-    if backend.name == "numpy":
-        return backend
-    dtype = _dtype(model)
-    sets = [x for x in (dataset.train_X, dataset.dev_X) if x is not None and _streamable(x, dtype) is None]
-    needed = sum(_stored_bytes(x, dtype) for x in sets) + _working_bytes(plan, model, dataset)
-    cause = None
-    if not isinstance(model, DeepNetwork) and backend_of(*model.save().values()).device != backend.device:
-        cause = f"a {type(model).__name__} trains where its arrays lie; make them on {backend.device}"
-    elif needed > backend.free_memory():
-        cause = f"out of memory: the run needs {needed / 1e9:.2f} GB, {backend.free_memory() / 1e9:.2f} GB are free"
-    if cause is None:
-        return backend
-    if plan.device != "auto":
-        fall_back(f"{backend.device} cannot be used: {cause}.", plan.strict_device)
-    return NumpyBackend(f"{backend.device} cannot be used: {cause}")
+def place_whole(dataset: DataSet, layout: SampleLayout, backend: Backend, order: RowOrder) -> Sets:
+    """The sets in memory of the device, checked. Raises TypeError or ValueError for what cannot be trained on."""
+    train = make_resident(dataset.train_X, dataset.train_Y, backend, layout)
+    return Sets(train, _resident_dev(dataset, layout, backend), order)
 
 
-def choose_storage(
-    plan: Plan,
+def place(
     dataset: DataSet,
-    model: BaseRegressionModel,
+    layout: SampleLayout,
     backend: Backend,
-    checkpoint: Checkpoint | None,
-    ranks: Ranks,
-) -> Storage:
-    """Whether the sets are streamed: where they take more than the memory limit, or than what is free, leaves them.
+    order: RowOrder,
+    memory_limit: int | None,
+    working_bytes: int,
+) -> Sets:
+    """The sets on the device, or streamed where they take more than the memory limit, or than what is free, leaves.
 
-    A resumed run keeps the windows that it began with. Raises ValueError where a set fits neither way.
+    `memory_limit`: bytes, of which the sets take half (None: what is free); `working_bytes`: what training takes
+    besides. A run that goes on with windows (`order.window`) keeps them. Raises ValueError where a set fits neither
+    way, TypeError or ValueError for what cannot be trained on.
     """
-    before = None if checkpoint is None else checkpoint.run_state().history.get("run", {}).get("window")
-    if ranks.size > 1:
-        kinds = [dtype_name(X) for X in (dataset.train_X, dataset.dev_X) if X is not None]
-        if backend.name == "cupy" and len(set(kinds)) > 1:
-            raise ValueError(f"X is {kinds[0]}, dev_X {kinds[1]}: ranks on GPUs take sets of one type")
-        return Storage(before)
-    dtype, limited = _dtype(model), plan.memory_limit is not None
-    room = plan.memory_limit // SHARE if limited else _free_bytes(plan, dataset, model, backend)
+    limited = memory_limit is not None
+    room = memory_limit // SHARE if memory_limit is not None else _free_bytes(backend, working_bytes)
+    train, dev = _streamed_files(dataset, layout.dtype, backend, room, limited)
+
+    def labels(X: Any, Y: Any, name: str) -> Array:
+        found = labels_of(X, Y, layout.n_x, name)
+        return backend.asarray(check_labels(found, layout.output, layout.units, layout.dtype, name.replace("X", "Y")))
+
+    if train is None:
+        train_set = make_resident(dataset.train_X, dataset.train_Y, backend, layout)
+    else:
+        window = _window(order.window, train, room, limited)
+        order = replace(order, window=window)
+        train_labels = labels(dataset.train_X, dataset.train_Y, "X")
+        train_set = StreamedSet(train, train_labels, backend, window, order.seed, order.shuffle)
+    if dev is not None:
+        dev_labels = labels(dataset.dev_X, dataset.dev_Y, "dev_X")
+        return Sets(train_set, StreamedDevSet(dev, dev_labels, backend), order)
+    return Sets(train_set, _resident_dev(dataset, layout, backend), order)
+
+
+def _resident_dev(dataset: DataSet, layout: SampleLayout, backend: Backend) -> ResidentSet | None:
+    return None if dataset.dev_X is None else make_resident(dataset.dev_X, dataset.dev_Y, backend, layout, "dev_X")
+
+
+def bytes_on_device(dataset: DataSet, dtype: str) -> int:
+    """Bytes of a device that the sets take which cannot be streamed onto it; `dtype`: the network's."""
+    sets = [X for X in (dataset.train_X, dataset.dev_X) if X is not None and _streamable(X, dtype) is None]
+    return sum(_stored_bytes(X, dtype) for X in sets)
+
+
+def _free_bytes(backend: Backend, working_bytes: int) -> int:
+    try:
+        return max(0, backend.free_memory() - working_bytes)
+    except OSError:  # a system that does not tell: there nothing is streamed without a memory_limit
+        return 1 << 62
+
+
+def _streamed_files(
+    dataset: DataSet, dtype: str, backend: Backend, room: int, limited: bool
+) -> tuple[RowFile | None, RowFile | None]:
+    """The files from which the training and the dev set are streamed; None for a set that lies in memory."""
     sets = {"X": dataset.train_X} | ({} if dataset.dev_X is None else {"dev_X": dataset.dev_X})
     # A set that lies in the host's memory takes no more of it; it counts against a limit, and on a GPU.
     counted = {name: X for name, X in sets.items() if limited or backend.name != "numpy" or is_mapped(X)}
     needed = {name: _stored_bytes(X, dtype) for name, X in counted.items()}
     fits = room * (1.0 if limited else FITS)
     if sum(needed.values()) <= fits:
-        return Storage(before)
+        return None, None
     files = {name: _streamable(X, dtype) for name, X in sets.items()}
     kept = {name: size for name, size in needed.items() if files[name] is None}
     beside = sum(kept.values())
@@ -90,84 +146,25 @@ def choose_storage(
         largest = sets[max(kept, key=lambda name: kept[name])]
         if limited or is_mapped(largest):
             raise ValueError(_not_streamable(list(kept), largest, beside, room, dtype))
-        return Storage(before)
-    train, dev = files["X"] if needed.get("X", 0) > fits - beside else None, files.get("dev_X")
-    if train is None:
-        return Storage(before, None, dev)
-    window = before
-    if window is None:
+        return None, None
+    return files["X"] if needed.get("X", 0) > fits - beside else None, files.get("dev_X")
+
+
+def _window(before: int | None, file: RowFile, room: int, limited: bool) -> int:
+    """The most rows in a window: those of the run that goes on (`before`), or what the room allows."""
+    if before is None:
         # What is free changes from run to run, and with it the order: a power of two changes rarely.
         memory = room if limited else 2 ** max(0, int(np.log2(max(1, room // SHARE))))
-        window = max(1, memory // (WINDOWS * train.row_bytes))
-    elif WINDOWS * window * train.row_bytes > room:
-        told = size_text(SHARE * WINDOWS * window * train.row_bytes)
-        raise ValueError(f"{plan.recover_from} goes on in windows of {window} rows: give a memory_limit of {told}")
-    return Storage(window, train, dev)
-
-
-def place_sets(
-    storage: Storage, plan: Plan, dataset: DataSet, model: BaseRegressionModel, backend: Backend, ranks: Ranks
-) -> tuple[ResidentSet, ResidentSet | None]:
-    """The training and the dev set, checked, on the device or ready to be streamed onto it."""
-    if isinstance(model, DeepNetwork):
-        output, units = model.activation_func[-1], model.neuron_cnt[-1]
-        n_x = model.neuron_cnt[0] if ranks.size == 1 else int(dataset.train_X.shape[0])  # a rank has some of them only
-    else:
-        output, units, n_x = "sigmoid", 1, None
-    dtype = _dtype(model)
-
-    def labels(X: Any, Y: Any, name: str) -> Any:
-        checked = check_labels(labels_of(X, Y, n_x, name), output, units, dtype, name.replace("X", "Y"))
-        return backend.asarray(checked)
-
-    def resident(X: Any, Y: Any, name: str) -> ResidentSet:
-        return make_resident(X, Y, backend, n_x=n_x, output=output, units=units, dtype=dtype, name=name)
-
-    X, Y, dev_X, dev_Y = dataset.train_X, dataset.train_Y, dataset.dev_X, dataset.dev_Y
-    if storage.train is None:
-        train_set = resident(X, Y, "X")
-    else:
-        assert storage.window is not None
-        train_set = StreamedSet(storage.train, labels(X, Y, "X"), backend, storage.window, plan.seed, plan.shuffle)
-    if dev_X is None or storage.dev is None:
-        return train_set, None if dev_X is None else resident(dev_X, dev_Y, "dev_X")
-    return train_set, StreamedDevSet(storage.dev, labels(dev_X, dev_Y, "dev_X"), backend)
-
-
-def check_pools(train_set: ResidentSet, batch_size: int, reach: int) -> None:
-    """Raises ValueError where the windows in memory are too small for what a step may read."""
-    if isinstance(train_set, StreamedSet):
-        rows = train_set.rows_needed(batch_size, reach)
-        if rows:
-            row_bytes = train_set.file.row_bytes
-            least = size_text(SHARE * min(WINDOWS * rows, train_set.m) * row_bytes)
-            raise ValueError(
-                f"windows of {train_set.window} rows are too few for batches of {batch_size}: give a memory_limit of at"
-                f" least {least}, or smaller batches"
-            )
-
-
-def _dtype(model: BaseRegressionModel) -> str:
-    return model.dtype if isinstance(model, DeepNetwork) else str(np.dtype(common_dtype(model.save())))
+        return max(1, memory // (WINDOWS * file.row_bytes))
+    if WINDOWS * before * file.row_bytes > room:
+        told = size_text(SHARE * WINDOWS * before * file.row_bytes)
+        raise ValueError(f"the checkpoint goes on in windows of {before} rows: give a memory_limit of {told}")
+    return before
 
 
 def _stored_bytes(X: Any, dtype: str) -> int:
     """Bytes of a set as training keeps it: pixels as they are, other numbers in the network's dtype."""
     return int(math.prod(X.shape)) * (1 if dtype_name(X) == "uint8" else np.dtype(dtype).itemsize)
-
-
-def _working_bytes(plan: Plan, model: BaseRegressionModel, dataset: DataSet) -> int:
-    """Bytes of parameters, gradient, two moments and a temporary; and of a batch as floats."""
-    weights = sum(x.size for x in model.save().values())
-    rows = max(EVALUATION_ROWS, plan.batch_size if isinstance(plan.batch_size, int) else 0)
-    return int(5 * weights + rows * dataset.train_X.shape[0]) * np.dtype(_dtype(model)).itemsize
-
-
-def _free_bytes(plan: Plan, dataset: DataSet, model: BaseRegressionModel, backend: Backend) -> int:
-    try:
-        return max(0, backend.free_memory() - _working_bytes(plan, model, dataset))
-    except OSError:  # a system that does not tell: there nothing is streamed without a memory_limit
-        return 1 << 62
 
 
 def _streamable(X: Any, dtype: str) -> RowFile | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,18 @@ from catopt_xp.nn.labels import as_rows, check_labels
 
 PIXELS_OR_NUMBERS = "give uint8 pixels or real numbers"
 CHECK_ROWS = 256  # rows looked at together when values are checked: no copy of the set is ever made for it
+
+
+class SampleLayout(NamedTuple):
+    """What a network takes: `n_x` features (None: any), labels for its `output` activation of so many `units`.
+
+    `dtype`: of the network; numbers that are no uint8 pixels are converted into it.
+    """
+
+    n_x: int | None
+    output: str
+    units: int
+    dtype: str
 
 
 @dataclass
@@ -40,22 +52,18 @@ class ResidentSet:
         """Ends what goes on in the background; here that is nothing."""
 
 
-def make_resident(
-    X: Any, Y: Any, backend: Backend, *, n_x: int | None, output: str, units: int, dtype: str, name: str = "X"
-) -> ResidentSet:
+def make_resident(X: Any, Y: Any, backend: Backend, layout: SampleLayout, name: str = "X") -> ResidentSet:
     """Checks a set and places it on a device.
 
-    `X`: (n_x, m), uint8 pixels or numbers; `Y`: labels, see `check_labels`; `n_x`: what the network takes (None: any);
-    `output`, `units`: the network's last activation and its width; `dtype`: of the network, into which X is converted
-    unless it is uint8; `name`: X or dev_X, for messages.
-    Raises TypeError or ValueError saying what is wrong and where.
+    `X`: (n_x, m), uint8 pixels or numbers; `Y`: labels, see `check_labels`; `layout`: what the network takes; `name`: X
+    or dev_X, for messages. Raises TypeError or ValueError saying what is wrong and where.
     """
     source = backend_of(X)
     X = as_array(X, name, source, PIXELS_OR_NUMBERS)
-    labels = labels_of(X, Y, n_x, name)
-    samples, notices = _sample_major(X, dtype, source, name)
+    labels = labels_of(X, Y, layout.n_x, name)
+    samples, notices = _sample_major(X, layout.dtype, source, name)
     notices += _check_values(samples, source, name)
-    targets = check_labels(labels, output, units, dtype, name.replace("X", "Y"))
+    targets = check_labels(labels, layout.output, layout.units, layout.dtype, name.replace("X", "Y"))
     return ResidentSet(backend.asarray(samples), backend.asarray(targets), notices)
 
 

@@ -131,12 +131,15 @@ def choose_engine(
     targets: Array,
     backend: Backend,
     settings: Settings,
+    ranks: Ranks | None = None,
 ) -> tuple[PlainEngine, str]:
     """The engine for a run, and why it is that one. Arguments after `engine` (one of ENGINES) as for `PlainEngine`.
 
     Raises ValueError where "panels" is asked for and cannot run this. Warns (RuntimeWarning) where it was chosen and
     fails its own check; the plain engine runs then.
     """
+    if ranks is not None and ranks.size > 1:
+        return rank_engine(ranks, engine, model, optimizer, samples, targets, backend, settings)
     obstacle = "as asked" if engine == "plain" else panel_obstacle(model, optimizer, samples, backend, settings)
     if obstacle is None and engine == "auto" and backend.name == "numpy":
         obstacle = slower_with_panels(samples, model, settings)

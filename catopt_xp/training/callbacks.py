@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -173,6 +173,50 @@ class Checkpointing:
             self._shared = changed
         self.written = state.save(self.path)
         self._left = mark(self.path)
+
+
+class Watchers:
+    """The callbacks of a run, in the order in which they look: early stopping first, checkpoints last.
+
+    `callbacks`, `early_stopping`: as for `train`; `checkpointing`: None where nothing is saved. Raises TypeError for
+    what is no callback, ValueError where early stopping is asked for twice.
+    """
+
+    def __init__(
+        self, callbacks: Sequence[Callback], early_stopping: int | None, checkpointing: Checkpointing | None
+    ) -> None:
+        self.callbacks: list[Callback] = list(callbacks or ())
+        for callback in self.callbacks:
+            if not callable(getattr(callback, "on_epoch", None)):
+                raise TypeError(f"callbacks holds {callback!r}; each must have a method on_epoch(state)")
+        given = next((c for c in self.callbacks if isinstance(c, EarlyStopping)), None)
+        if early_stopping is not None and given is not None:
+            raise ValueError("early_stopping is given, and an EarlyStopping among the callbacks; pass one of them")
+        self.need_weights = any(getattr(callback, "needs_weights", True) for callback in self.callbacks)
+        self.early_stopping = given
+        if early_stopping is not None:
+            self.early_stopping = EarlyStopping(early_stopping)
+            self.callbacks.insert(0, self.early_stopping)
+        self.checkpointing = checkpointing
+
+    def on_epoch(self, state: TrainState, agree: Callable[[bool], bool]) -> None:
+        """Lets all of them look; `agree`: whether any rank asks to stop. The checkpoint sees whether one did."""
+        for callback in self.callbacks:
+            callback.on_epoch(state)
+        state.stop = agree(state.stop)
+        if self.checkpointing is not None:
+            self.checkpointing.on_epoch(state)
+
+    def on_end(self, state: TrainState) -> list[Exception]:
+        """Calls `on_end` of all that have it, whatever one of them raises; what they raised."""
+        errors = []
+        for callback in self.callbacks:
+            try:
+                if hasattr(callback, "on_end"):
+                    callback.on_end(state)
+            except Exception as error:
+                errors.append(error)
+        return errors
 
 
 def _buffers(like: Mapping[str, Array]) -> Mapping[str, Array]:

@@ -12,6 +12,7 @@ import platform
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from catopt_xp.io.files import write_whole
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork, checked_layout
 from catopt_xp.nn.parameters import check_matches, common_dtype, layer_shapes
 from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.optim.rules import OPTIMIZERS, make_optimizer
+from catopt_xp.optim.schedules import Scheduler, const_lr, restore
 from catopt_xp.training.history import History
 from catopt_xp.training.record import check_history
 
@@ -50,6 +53,20 @@ def npz_path(filename: str | os.PathLike[str]) -> Path:
     """
     path = Path(filename)
     return path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
+
+
+def checkpoint_file(save_dir: str | os.PathLike[str] | None, model_name: str) -> Path | None:
+    """The file of a run's latest checkpoint; None where nothing is saved. Raises ValueError for a bad name or folder.
+
+    >>> checkpoint_file("work_dirs", "cats").name
+    'cats_latest.npz'
+    """
+    named = isinstance(model_name, str) and model_name.isprintable() and model_name not in ("", "..")
+    if not named or Path(model_name).name != model_name:
+        raise ValueError(f"model_name is {model_name!r}; give a plain file name, without a folder")
+    if save_dir == "":
+        raise ValueError("save_dir is empty; give a folder, or None to save nothing")
+    return None if save_dir is None else Path(save_dir) / f"{model_name}_latest.npz"
 
 
 def write_checkpoint(filename: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Path:
@@ -269,6 +286,38 @@ class Checkpoint:
             return DeepNetwork(**described)
         except (TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{self.path}: model is not described as a DeepNetwork ({error})") from error
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """How the run that wrote the file is described; empty for a file of `save_state_dict`."""
+        found: dict[str, Any] = self.run_state().history.get("run", {})
+        return found
+
+    def build_optimizer(
+        self,
+        parameters: Mapping[str, Any],
+        learning_rate: float | None,
+        lr_scheduler: Scheduler | None,
+        options: Mapping[str, Any],
+    ) -> BaseOptimizer:
+        """An optimizer of these parameters as the checkpoint's was made; what is given takes the place of its own.
+
+        Raises ValueError where the library has no such optimizer, CheckpointError where the file is damaged.
+        """
+        saved = self.meta["optimizer"]
+        name, kept = str(saved.get("name")), saved.get("options", {})
+        if name not in [cls.__name__ for cls, _ in OPTIMIZERS.values()]:
+            raise ValueError(f"{self.path} was trained by {plain(name)}, none of the library's; pass optimizer=")
+        if not isinstance(kept, dict):
+            raise CheckpointError(f"{self.path}: options of its optimizer are missing; the file is damaged")
+        rate, schedule = kept.get("learning_rate"), kept.get("lr_scheduler")
+        rate = rate if learning_rate is None else learning_rate
+        scheduler = restore(schedule) if lr_scheduler is None and schedule is not None else lr_scheduler
+        others = {k: v for k, v in kept.items() if k not in ("learning_rate", "lr_scheduler")} | dict(options)
+        try:
+            return make_optimizer(name, parameters, rate, lr_scheduler=scheduler or const_lr, **others)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"{self.path}: its optimizer cannot be made again ({error})") from error
 
     def trained_model(self) -> DeepNetwork:
         """The trained network, on the CPU: the best weights where early stopping kept some, else the last."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from catopt_xp.io.console import plain
 from catopt_xp.io.files import write_whole
@@ -136,6 +140,44 @@ class History:
             yield
         finally:
             self.timings[name] += time.perf_counter() - started
+
+    def add_epoch(
+        self, epoch: int, learning_rate: float, losses: NDArray[Any], lengths: Sequence[int], seconds: float
+    ) -> None:
+        """Adds an epoch: its mini-batch losses, the samples of each, and the seconds that it trained."""
+        self.epoch.append(epoch)
+        self.learning_rate.append(learning_rate)
+        self.seconds.append(seconds)
+        self.train_loss.append(float(np.average(losses.astype(np.float64), weights=lengths)))
+        self.mini_batch_loss.extend(losses.tolist())
+        self.timings["train"] += seconds
+
+    def add_evaluation(self, epoch: int, train: tuple[float, float], dev: tuple[float, float] | None) -> None:
+        """Adds accuracy and loss over the training set, and over the dev set where there is one."""
+        self.eval_epoch.append(epoch)
+        self.train_accuracy.append(train[0])
+        self.full_train_loss.append(train[1])
+        if dev is not None:
+            self.dev_accuracy.append(dev[0])
+            self.dev_loss.append(dev[1])
+
+    def add_timings(self, timings: Mapping[str, float]) -> None:
+        """Adds seconds by stage."""
+        for stage, seconds in timings.items():
+            self.timings[stage] += seconds
+
+    def add_wait(self, seconds: float) -> None:
+        """Counts seconds that steps waited for rows as waiting, not as training."""
+        self.timings["wait"] += seconds
+        self.timings["train"] -= seconds
+
+    def fit_dev_set(self, has: bool) -> bool:
+        """Makes the lists fit a run that goes on with a dev set, or without one; whether that changed them."""
+        if has == bool(self.dev_loss) or not self.eval_epoch:
+            return False
+        unknown = [math.nan] * len(self.eval_epoch) if has else []
+        self.dev_loss, self.dev_accuracy = list(unknown), list(unknown)
+        return True
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """A figure of the run (matplotlib); with `path` also saved there as PNG. See `plots.plot_history`."""

@@ -1,35 +1,41 @@
-"""The training loop: epochs, evaluation, checkpoints, interruption, resumption."""
+"""The training loop: epochs, evaluation, checkpoints, interruption, resumption.
+
+`run_epochs` is the loop that `train` and the estimators share. `Loop` is a run of `train` around it.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 import os
 import sys
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend.machine import size_text
-from catopt_xp.data.order import epoch_order, window_order
-from catopt_xp.data.place import check_pools
-from catopt_xp.data.stream import StreamedSet
-from catopt_xp.engines.choose import choose_engine, rank_engine
-from catopt_xp.engines.plain import Settings
-from catopt_xp.io.console import Bar, Signals, plain
-from catopt_xp.training.callbacks import Callback, Checkpointing, EarlyStopping, TrainState
-from catopt_xp.training.checkpoint import CheckpointError, RunState, changes, environment, npz_path, save_run
+from catopt_xp.backend.ranks import Ranks
+from catopt_xp.data.place import Sets
+from catopt_xp.engines.plain import PlainEngine
+from catopt_xp.io.console import Bar, Signals, warn
+from catopt_xp.training.callbacks import TrainState, Watchers
+from catopt_xp.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    RunState,
+    changes,
+    environment,
+    npz_path,
+    save_run,
+)
 from catopt_xp.training.history import History
-from catopt_xp.training.plots import plot_mini_batch
-from catopt_xp.training.setup import Job
-from catopt_xp.version import __version__
+from catopt_xp.training.report import Report
+from catopt_xp.training.setup import Learner
+
+Rows = NDArray[np.int64]
 
 
 class TrainingDiverged(FloatingPointError):
@@ -54,245 +60,190 @@ class Interrupted(KeyboardInterrupt):
         self.checkpoint, self.epoch, self.history = checkpoint, epoch, history
 
 
-class Run:
-    """One run of training, from the job's checkpoint or from the start, to `total_epoch`."""
+class Epoch(NamedTuple):
+    """An epoch that has ended: its number, the learning rate at its start, and its mini-batch losses (batches,)."""
 
-    def __init__(self, job: Job) -> None:
-        self.job, self.plan = job, job.plan
+    number: int
+    learning_rate: float
+    losses: NDArray[Any]
+
+
+def run_epochs(
+    engine: PlainEngine,
+    rows: Callable[[int], Rows],
+    start: int,
+    stop: int,
+    first: int = 0,
+    steps: Callable[..., Iterator[int]] | None = None,
+    after_step: Callable[[int, int], None] = lambda epoch, done: None,
+) -> Iterator[Epoch]:
+    """Makes the steps of the epochs `start … stop - 1`, and yields each epoch when it has ended.
+
+    `rows`: gives an epoch's order, asked once for each, one epoch ahead; `first`: batches of epoch `start` that are
+    done already; `steps`: makes the steps of an epoch (None: the engine does); `after_step(epoch, done)` is called
+    after every update, `done` batches of the epoch are done then.
+    """
+    steps = steps or engine.steps
+    orders: Iterator[Rows | None] = chain(map(rows, range(start, stop)), [None])
+    for epoch, (order, following) in zip(range(start, stop), pairwise(orders), strict=True):
+        assert order is not None
+        engine.optimizer.epoch = epoch
+        learning_rate = engine.optimizer.learning_rate
+        for done in steps(epoch, order, first, following):
+            after_step(epoch, done)
+        losses, first = engine.fetch_losses(), 0
+        engine.optimizer.increase_epoch()
+        yield Epoch(epoch, learning_rate, losses)
+
+
+class Loop:
+    """One run of training, from a checkpoint or from the start.
+
+    `engine`: makes the steps; `sets`: what it trains on; `learner`: the model and optimizer that it trains, and the
+    caller's; `watchers`: the callbacks; `described`: how the run is described in its history; `report`: what is said.
+    """
+
+    def __init__(
+        self,
+        engine: PlainEngine,
+        sets: Sets,
+        learner: Learner,
+        watchers: Watchers,
+        described: dict[str, Any],
+        report: Report,
+        ranks: Ranks,
+    ) -> None:
+        self.engine, self.sets, self.learner, self.watchers = engine, sets, learner, watchers
+        self.described, self.report, self.ranks = described, report, ranks
         self.history = History()
-        self.checkpoint: Path | None = None
-        settings = Settings(
-            job.batch_size,
-            self.plan.drop_last,
-            self.plan.accumulate,
-            self.plan.schedule_by == "step",
-            self.plan.checkpoint_every_steps,
-            m=job.train_set.m,
-        )
-        samples, targets = job.train_set.samples, job.train_set.targets
-        self.stream = job.train_set if isinstance(job.train_set, StreamedSet) else None
-        parts = job.device_model, job.device_optimizer, samples, targets, job.backend, settings
-        if job.ranks.size > 1:
-            with job.ranks.agreed():
-                self.engine, self.engine_reason = rank_engine(job.ranks, self.plan.engine, *parts)
-        else:
-            self.engine, self.engine_reason = choose_engine(self.plan.engine, *parts)
-        check_pools(job.train_set, job.batch_size, self.engine.reach)
-        self.callbacks: list[Callback] = list(self.plan.callbacks)
-        needed = any(getattr(callback, "needs_weights", True) for callback in self.callbacks)
-        self.weights_are_read = job.ranks.any(needed)  # by any rank: all gather them
-        if self.plan.early_stopping is not None:
-            self.callbacks.insert(0, EarlyStopping(self.plan.early_stopping))
-        self.early_stopping = next((c for c in self.callbacks if isinstance(c, EarlyStopping)), None)
-        self.checkpointing: Checkpointing | None = None
-        if self.plan.checkpoint_path is not None:
-            every, every_steps = self.plan.checkpoint_every, self.plan.checkpoint_every_steps
-            keeps = job.ranks.rank == 0
-            self.checkpointing = Checkpointing(self.plan.checkpoint_path, every, every_steps, self._notice, keeps)
         self.position = RunState()
-        self.environment = environment(job.backend, self.engine.name, self.engine.versions())
+        self.checkpoint: Path | None = None
+        self.environment = environment(engine.backend, engine.name, engine.versions())
+        # By any rank: all gather them then.
+        self.weights_are_read = ranks.any(watchers.need_weights)
+        self._started = 0.0  # when the present epoch began, had it begun in one go
 
-    # --- the loop -----------------------------------------------------------------------------------------------
+    def run(
+        self, checkpoint: Checkpoint | None, total_epoch: int, print_interval: int, progress: bool | None
+    ) -> History:
+        """Trains up to `total_epoch`; the caller's model and optimizer carry the values however it ends.
 
-    def train(self) -> Run:
-        """Trains to the end; the caller's model and optimizer carry the values however it ends."""
-        dev_set = nullcontext() if self.job.dev_set is None else closing(self.job.dev_set)
-        with self._together(), self.job.backend.activate(), closing(self.job.train_set), dev_set:
-            self._check_same_arguments()
-            with self.job.ranks.agreed():
-                self._announce()
-            self._train()
-        draws = self.plan.plot_mini_batch and self.job.ranks.rank == 0
-        if draws and self.plan.checkpoint_path is not None and self.history.mini_batch_loss:
-            picture = self.plan.checkpoint_path.with_name(f"{self.plan.model_name}_mini_batch.png")
-            plot_mini_batch(dataclasses.asdict(self.history), picture)
-        self._say(self.history.time_table(resumed=self.job.checkpoint is not None))
-        return self
-
-    def _train(self) -> None:
-        try:
-            if self.early_stopping is not None:
-                self.early_stopping.reset()
-            if self.job.checkpoint is not None:
-                with self.job.ranks.agreed():
-                    self._resume()
-            self.history.run = self._describe()
-            for stage, seconds in self.job.timings.items():
-                self.history.timings[stage] += seconds
-            # An overflow ends in a loss that is not finite, which is said with its epoch and step.
-            with np.errstate(over="ignore", invalid="ignore", divide="ignore"), self._ended():
-                with Signals() as signals, self._together():
-                    self._epochs(signals)
+        `checkpoint`: where to go on from; `print_interval`: epochs between evaluations; `progress`: a bar (None: when
+        the terminal shows one). Raises TrainingDiverged, Interrupted, CheckpointError, OSError.
+        """
+        stopping = self.watchers.early_stopping
+        with _ends_all(self.ranks), self.engine.backend.activate(), self.sets:
+            try:
+                if stopping is not None:
+                    stopping.reset()
+                if checkpoint is not None:
+                    with self.ranks.agreed():
+                        self._resume(checkpoint)
+                self.history.run = self.described
+                # An overflow ends in a loss that is not finite, which is said with its epoch and step.
+                with np.errstate(over="ignore", invalid="ignore", divide="ignore"), self._ended():
+                    with Signals() as signals, _ends_all(self.ranks):
+                        self._epochs(signals, total_epoch, print_interval, progress)
+                    self.engine.settle()
+                    if stopping is not None and stopping.best is not None:
+                        self.engine.model.load(stopping.best)
+                        self.report.say(f"the weights of epoch {stopping.best_epoch} were put back (early stopping)")
+            finally:
                 self.engine.settle()
-                if self.early_stopping is not None and self.early_stopping.best is not None:
-                    self.job.device_model.load(self.early_stopping.best)
-                    self._say(f"the weights of epoch {self.early_stopping.best_epoch} were put back (early stopping)")
-        finally:
-            self.engine.settle()
-            self._copy_back()
+                self.learner.copy_back()
+        return self.history
 
-    def _epochs(self, signals: Signals) -> None:
-        start, end = self.position.epoch, self.plan.total_epoch
+    # --- epochs ---------------------------------------------------------------------------------------------------
+
+    def _epochs(self, signals: Signals, end: int, print_interval: int, progress: bool | None) -> None:
+        start, stopping = self.position.epoch, self.watchers.early_stopping
         if start >= end:
-            self._notice(f"epoch {start} of {end} is reached already: nothing is left to train")
-        elif self.early_stopping is not None and self.early_stopping.exhausted:
-            self._notice(f"early stopping ended this run after epoch {start - 1}: nothing is left to train")
+            self.report.notice(f"epoch {start} of {end} is reached already: nothing is left to train")
+        elif stopping is not None and stopping.exhausted:
+            self.report.notice(f"early stopping ended this run after epoch {start - 1}: nothing is left to train")
             return
         terminal = sys.stderr is not None and sys.stderr.isatty()
-        shown = terminal if self.plan.progress is None else self.plan.progress
+        shown = terminal if progress is None else progress
+        stream = self.sets.stream
+        steps = None if stream is None else lambda *asked: stream.steps(self.engine, *asked)
         with Bar(total=end, initial=min(start, end), unit="epoch", disable=not shown, leave=False) as bar:
-            for epoch in range(start, end):
-                self._epoch(epoch, signals)
-                last = epoch == end - 1
-                evaluated = epoch % self.plan.print_interval == 0 or last
+            self._started = time.perf_counter() - self.position.seconds
+            epochs = run_epochs(
+                self.engine,
+                self.sets.rows,
+                start,
+                end,
+                self.position.batches,
+                steps,
+                lambda epoch, done: self._after_step(epoch, done, signals),
+            )
+            for epoch in epochs:
+                self._record(epoch)
+                last = epoch.number == end - 1
+                evaluated = epoch.number % print_interval == 0 or last
                 if evaluated:
                     self._evaluate(epoch)
-                state = self._state(epoch, evaluated)
-                if evaluated or self.weights_are_read:
-                    self.engine.settle()
-                received = self.job.ranks.any(signals.received)
-                state.last = last or received
-                for callback in self.callbacks:
-                    callback.on_epoch(state)
-                state.stop = self.job.ranks.any(state.stop)
-                if self.checkpointing is not None:  # the last, so that it sees whether another ends the run
-                    self.checkpointing.on_epoch(state)
-                bar.update()
-                # A signal that comes while the checkpoint is being written is for the next step.
-                if received or (self.checkpointing is None and self.job.ranks.any(signals.received)):
-                    self._interrupt()
-                if state.stop:
-                    self._say(f"stopped after epoch {epoch}, as a callback asked")
+                if self._is_over(epoch.number, evaluated, last, signals):
                     break
+                bar.update()
+                self._started = time.perf_counter()
 
-    def _epoch(self, epoch: int, signals: Signals) -> None:
-        """One pass over the set, from wherever a checkpoint left it."""
-        engine, optimizer, place, saving = self.engine, self.job.device_optimizer, self.position, self.checkpointing
-        order, following = (self._order(e) if e < self.plan.total_epoch else None for e in (epoch, epoch + 1))
-        assert order is not None
-        optimizer.epoch = epoch
-        learning_rate = optimizer.learning_rate
-        started = time.perf_counter() - place.seconds
-        asked = epoch, order, place.batches, following
-        for done in engine.steps(*asked) if self.stream is None else self.stream.steps(engine, *asked):
-            due = saving is not None and saving.falls_on(self._updates(epoch, done))
-            stopped = engine.stops(signals.received)
-            if (stopped or due) and done < engine.batches:
-                losses, before = self._losses(place)[:done], time.perf_counter()
-                self._record_waiting()
-                self._check_losses(epoch, learning_rate, losses)
-                self.position = RunState(epoch=epoch, batches=done, seconds=before - started, losses=losses)
-                if saving is not None:
-                    saving.write(self._state(epoch, evaluated=False))
-                started += time.perf_counter() - before  # saving is no training
-                if stopped:
-                    self._interrupt()
-        losses = self._losses(place)
-        self._check_losses(epoch, learning_rate, losses)
-        optimizer.increase_epoch()
-        seconds = time.perf_counter() - started
-        self.position = RunState(epoch=epoch + 1)
-        self._record(epoch, learning_rate, losses, seconds)
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        """Of the rows of `samples`, which are places where the set is streamed."""
-        how = epoch, self.plan.seed, self.plan.shuffle
-        if self.stream is not None:
-            return self.stream.order(epoch)
-        if self.job.window is not None:
-            return window_order(self.engine.m, self.job.window, *how)
-        return epoch_order(self.engine.m, *how)
-
-    def _updates(self, epoch: int, done: int) -> int:
-        """Those of the whole run, when `done` batches of this epoch are done."""
-        together = self.plan.accumulate
-        return epoch * -(-self.engine.batches // together) + -(-done // together)
-
-    def _state(self, epoch: int, evaluated: bool) -> TrainState:
-        """What callbacks see at the end of this epoch, or within it."""
-        model, optimizer = self.job.device_model, self.job.device_optimizer
-        updates = self._updates(self.position.epoch, self.position.batches)
-        return TrainState(epoch, model, optimizer, self.history, evaluated, steps=updates, save=self._save)
-
-    @contextmanager
-    def _ended(self) -> Iterator[None]:
-        """Calls `on_end` of the callbacks when training ends; the first exception is raised, others are warnings."""
-        try:
-            yield
-        except BaseException:
-            self._warn(self._end())
-            raise
-        errors = self._end()
-        self._warn(errors[1:])
-        if errors:
-            raise errors[0]
-
-    @staticmethod
-    def _warn(errors: list[Exception]) -> None:
-        for error in errors:
-            warnings.warn(f"at the end of the run: {error}", stacklevel=2)
-
-    def _end(self) -> list[Exception]:
-        """Calls them all, whatever one of them raises; what they raised."""
-        if self.weights_are_read:
+    def _is_over(self, epoch: int, evaluated: bool, last: bool, signals: Signals) -> bool:
+        """Lets the callbacks look; whether one of them ends the run. Raises Interrupted where a signal came."""
+        state = self._state(epoch, evaluated)
+        if evaluated or self.weights_are_read:
             self.engine.settle()
-        state, errors = self._state(self.position.epoch - 1, evaluated=False), []
-        state.last = True
-        for callback in self.callbacks:
-            try:
-                getattr(callback, "on_end", _do_nothing)(state)
-            except Exception as error:
-                errors.append(error)
-        return errors
+        received = self.ranks.any(signals.received)
+        state.last = last or received
+        self.watchers.on_epoch(state, self.ranks.any)
+        # A signal that comes while the checkpoint is being written is for the next step.
+        if received or (self.watchers.checkpointing is None and self.ranks.any(signals.received)):
+            self._interrupt()
+        if state.stop:
+            self.report.say(f"stopped after epoch {epoch}, as a callback asked")
+        return state.stop
 
-    def _check_same_arguments(self) -> None:
-        """Ranks that were asked for other runs would wait for one another in other places."""
-        plan = self.plan
-        asked = plan.total_epoch, plan.checkpoint_every, plan.checkpoint_every_steps, plan.early_stopping
-        told = json.dumps([self._describe(), *asked, plan.save_dir is None], default=repr)
-        self.job.ranks.check_same(told.encode(), "arguments")
+    def _after_step(self, epoch: int, done: int, signals: Signals) -> None:
+        """Saves the run within an epoch where that is due, or where a signal ends it."""
+        saving = self.watchers.checkpointing
+        due = saving is not None and saving.falls_on(self._updates(epoch, done))
+        stopped = self.engine.stops(signals.received)
+        if not (stopped or due) or done == self.engine.batches:
+            return
+        losses, before = self._with_earlier(self.engine.fetch_losses())[:done], time.perf_counter()
+        self._record_waiting()
+        self._check_losses(epoch, self.engine.optimizer.learning_rate, losses)
+        self.position = RunState(epoch=epoch, batches=done, seconds=before - self._started, losses=losses)
+        if saving is not None:
+            saving.write(self._state(epoch, evaluated=False))
+        self._started += time.perf_counter() - before  # saving is no training
+        if stopped:
+            self._interrupt()
 
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        """What ends this rank alone ends all: they would wait for it."""
-        try:
-            yield
-        except BaseException as error:
-            ranks = self.job.ranks
-            alike = isinstance(error, TrainingDiverged | Interrupted) or ranks.is_agreed(error)
-            if ranks.size > 1 and not alike:
-                ranks.abort(error)
-            raise
-
-    def _losses(self, place: RunState) -> np.ndarray[Any, Any]:
-        """This epoch's losses, those from before a resumption included."""
-        losses = self.engine.fetch_losses()
-        self.job.ranks.check_same(losses.tobytes(), f"losses in epoch {self.position.epoch}")
-        if place.batches:
-            losses[: place.batches] = place.losses
-        return losses
-
-    def _record(self, epoch: int, learning_rate: float, losses: np.ndarray[Any, Any], seconds: float) -> None:
-        history = self.history
-        history.epoch.append(epoch)
-        history.learning_rate.append(learning_rate)
-        history.seconds.append(seconds)
-        history.train_loss.append(float(np.average(losses.astype(np.float64), weights=self.engine.lengths)))
-        history.mini_batch_loss.extend(losses.tolist())
-        history.timings["train"] += seconds
+    def _record(self, epoch: Epoch) -> None:
+        """Writes an epoch into the history."""
+        losses = self._with_earlier(epoch.losses)
+        self._check_losses(epoch.number, epoch.learning_rate, losses)
+        seconds = time.perf_counter() - self._started
+        self.position = RunState(epoch=epoch.number + 1)
+        self.history.add_epoch(epoch.number, epoch.learning_rate, losses, self.engine.lengths, seconds)
         self._record_waiting()
 
     def _record_waiting(self) -> None:
-        """Moves the seconds that steps waited for rows from those of training, where they are counted too."""
-        waited = 0.0 if self.stream is None else self.stream.take_waited()
-        self.history.timings["wait"] += waited
-        self.history.timings["train"] -= waited
+        if self.sets.stream is not None:
+            self.history.add_wait(self.sets.stream.take_waited())
 
-    def _check_losses(self, epoch: int, learning_rate: float, losses: np.ndarray[Any, Any]) -> None:
-        if np.isfinite(losses).all():
-            return
-        step = int(np.argmin(np.isfinite(losses)))
-        raise self._diverged(f"the loss is {losses[step]} at epoch {epoch}, step {step}", learning_rate)
+    def _with_earlier(self, losses: NDArray[Any]) -> NDArray[Any]:
+        """This epoch's losses, those from before a resumption included."""
+        self.ranks.check_same(losses.tobytes(), f"losses in epoch {self.position.epoch}")
+        if self.position.batches:
+            losses[: self.position.batches] = self.position.losses
+        return losses
+
+    def _check_losses(self, epoch: int, learning_rate: float, losses: NDArray[Any]) -> None:
+        if not np.isfinite(losses).all():
+            step = int(np.argmin(np.isfinite(losses)))
+            raise self._diverged(f"the loss is {losses[step]} at epoch {epoch}, step {step}", learning_rate)
 
     def _diverged(self, what: str, learning_rate: float) -> TrainingDiverged:
         kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "this run has saved none yet"
@@ -300,29 +251,61 @@ class Run:
             f"{what} (learning rate {learning_rate:g}): lower it, set clip_norm, or scale X; {kept}", self.history
         )
 
-    # --- evaluation ---------------------------------------------------------------------------------------------
-
-    def _evaluate(self, epoch: int) -> None:
+    def _evaluate(self, epoch: Epoch) -> None:
+        """Accuracy and loss over the whole sets, recorded and said."""
         with self.history.stage("evaluate"):
-            history, job = self.history, self.job
-            accuracy, loss = job.ranks.from_first(self.engine.evaluate(*job.train_set.whole))
+            accuracy, loss = self.ranks.from_first(self.engine.evaluate(*self.sets.train.whole))
             if not np.isfinite(loss):  # an epoch's last update is seen by no mini-batch loss of it
-                raise self._diverged(f"the cost is {loss} after epoch {epoch}", history.learning_rate[-1])
-            history.eval_epoch.append(epoch)
-            history.train_accuracy.append(accuracy)
-            history.full_train_loss.append(loss)
-            text = f"epoch {epoch:4d}: cost {loss:.4f}, accuracy {accuracy:.1%}"
-            if job.dev_set is not None:
-                accuracy, loss = job.ranks.from_first(self.engine.evaluate(*job.dev_set.whole))
-                history.dev_accuracy.append(accuracy)
-                history.dev_loss.append(loss)
-                text += f"; dev cost {loss:.4f}, accuracy {accuracy:.1%}"
-        self._say(f"{text}; {history.seconds[-1]:.3f} s")
+                raise self._diverged(f"the cost is {loss} after epoch {epoch.number}", epoch.learning_rate)
+            text, dev = f"epoch {epoch.number:4d}: cost {loss:.4f}, accuracy {accuracy:.1%}", None
+            if self.sets.dev is not None:
+                dev = self.ranks.from_first(self.engine.evaluate(*self.sets.dev.whole))
+                text += f"; dev cost {dev[1]:.4f}, accuracy {dev[0]:.1%}"
+            self.history.add_evaluation(epoch.number, (accuracy, loss), dev)
+        self.report.say(f"{text}; {self.history.seconds[-1]:.3f} s")
+
+    # --- what callbacks see -----------------------------------------------------------------------------------------
+
+    def _updates(self, epoch: int, done: int) -> int:
+        """Updates of the whole run, when `done` batches of this epoch are done."""
+        together = self.engine.settings.accumulate
+        return epoch * -(-self.engine.batches // together) + -(-done // together)
+
+    def _state(self, epoch: int, evaluated: bool) -> TrainState:
+        """What callbacks see at the end of this epoch, or within it."""
+        engine, updates = self.engine, self._updates(self.position.epoch, self.position.batches)
+        return TrainState(
+            epoch, engine.model, engine.optimizer, self.history, evaluated, steps=updates, save=self._save
+        )
+
+    @contextmanager
+    def _ended(self) -> Iterator[None]:
+        """Calls `on_end` of the callbacks when training ends; the first exception is raised, others are warnings."""
+        try:
+            yield
+        except BaseException:
+            for error in self._end():
+                warn(f"at the end of the run: {error}")
+            raise
+        errors = self._end()
+        for error in errors[1:]:
+            warn(f"at the end of the run: {error}")
+        if errors:
+            raise errors[0]
+
+    def _end(self) -> list[Exception]:
+        """Tells the callbacks that training has ended; what they raised."""
+        if self.weights_are_read:
+            self.engine.settle()
+        state = self._state(self.position.epoch - 1, evaluated=False)
+        state.last = True
+        return self.watchers.on_end(state)
 
     # --- saving and resuming ------------------------------------------------------------------------------------
 
     def _save(self, filename: str | os.PathLike[str]) -> Path:
         """Writes model, optimizer and the place in the run; what callbacks have as `state.save`."""
+        stopping, optimizer = self.watchers.early_stopping, self.engine.optimizer
         with self.history.stage("save"):
             self.engine.settle()
             history = dict(vars(self.history))
@@ -330,109 +313,56 @@ class Run:
             place.mini_batch_loss = np.asarray(history.pop("mini_batch_loss"), dtype=self.engine.loss_dtype)
             place.history = history
             place.environment = self.environment
-            if self.early_stopping is not None and self.early_stopping.best is not None:
-                place.early_stopping, place.best = self.early_stopping.save(), self.early_stopping.best
+            if stopping is not None and stopping.best is not None:
+                place.early_stopping, place.best = stopping.save(), stopping.best
             try:
-                with self.job.ranks.agreed():
+                with self.ranks.agreed():
                     self.checkpoint = npz_path(filename)
-                    if self.job.ranks.rank == 0:
-                        self.checkpoint = save_run(self.job.device_model, self.job.device_optimizer, filename, place)
+                    if self.ranks.rank == 0:
+                        self.checkpoint = save_run(self.engine.model, optimizer, filename, place)
             except FloatingPointError as error:
                 where = f"{error} at epoch {place.epoch}, step {place.batches}"
-                raise self._diverged(where, self.job.device_optimizer.learning_rate) from error
+                raise self._diverged(where, optimizer.learning_rate) from error
         return self.checkpoint
 
-    def _resume(self) -> None:
+    def _resume(self, checkpoint: Checkpoint) -> None:
         """Takes weights, moments, history and place from the checkpoint; what differs from then is said."""
-        checkpoint, job = self.job.checkpoint, self.job
-        assert checkpoint is not None
-        place = checkpoint.run_state()
+        place, stopping, timings = checkpoint.run_state(), self.watchers.early_stopping, self.history.timings
         self.history = checkpoint.history()
-        for text in changes(place, self.history.run, self._describe(), self.environment):
-            self._notice(text)
-        checkpoint.load_into(job.device_model, job.device_optimizer)
-        if self.early_stopping is not None and place.early_stopping:
+        self.history.add_timings(timings)
+        self.report.notice(*changes(place, self.history.run, self.described, self.environment))
+        model = self.engine.model
+        checkpoint.load_into(model, self.engine.optimizer)
+        if stopping is not None and place.early_stopping:
             try:
-                self.early_stopping.load(place.early_stopping, place.best or {}, job.device_model.save())
+                stopping.load(place.early_stopping, place.best or {}, model.save())
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise CheckpointError(f"{checkpoint.path}: early stopping cannot go on ({error})") from error
-        self._judge_by_what_there_is()
+        has_dev_set = self.sets.dev is not None
+        if self.history.fit_dev_set(has_dev_set):
+            told = "has a dev set, the checkpoint had none" if has_dev_set else "has no dev set, the checkpoint had one"
+            self.report.notice(f"this run {told}: its costs before are {'unknown' if has_dev_set else 'dropped'}")
+            if stopping is not None:
+                stopping.reset()
+                self.report.notice("early stopping begins anew, as it judges by other costs")
         self.position, self.checkpoint = place, npz_path(checkpoint.path)
-        if self.checkpointing is not None:
-            self.checkpointing.written = checkpoint.path
-        self._notice(f"going on from {checkpoint.path}, at epoch {place.epoch}, batch {place.batches}")
-
-    def _judge_by_what_there_is(self) -> None:
-        """A dev set that is new, or gone, since the checkpoint: the history fits what follows."""
-        history, has = self.history, self.job.dev_set is not None
-        had = bool(history.dev_loss)
-        if has == had or not history.eval_epoch:
-            return
-        unknown = [math.nan] * len(history.eval_epoch) if has else []
-        history.dev_loss, history.dev_accuracy = list(unknown), list(unknown)
-        told = "has a dev set, the checkpoint had none" if has else "has no dev set, the checkpoint had one"
-        self._notice(f"this run {told}: its costs before are {'unknown' if has else 'dropped'}")
-        if self.early_stopping is not None:
-            self.early_stopping.reset()
-            self._notice("early stopping begins anew, as it judges by other costs")
+        if self.watchers.checkpointing is not None:
+            self.watchers.checkpointing.written = checkpoint.path
+        self.report.notice(f"going on from {checkpoint.path}, at epoch {place.epoch}, batch {place.batches}")
 
     def _interrupt(self) -> None:
         where = f"epoch {self.position.epoch}, batch {self.position.batches}"
         how = f"; resume with recover_from={str(self.checkpoint)!r}" if self.checkpoint else "; nothing was saved"
         raise Interrupted(f"interrupted at {where}{how}", self.checkpoint, self.position.epoch, self.history)
 
-    def _copy_back(self) -> None:
-        """Gives the caller's objects the values of those that trained."""
-        job = self.job
-        if job.device_model is not job.model:
-            job.model.load(job.device_model.save())
-            job.optimizer.load(job.device_optimizer.save())
 
-    # --- what is said -------------------------------------------------------------------------------------------
-
-    def _describe(self) -> dict[str, Any]:
-        plan, job = self.plan, self.job
-        return {
-            "version": __version__,
-            "device": job.backend.device,
-            "engine": self.engine.name,
-            "optimizer": type(job.optimizer).__name__,
-            "options": job.optimizer.options,
-            "model": job.model.architecture,
-            "data": job.dataset.name,
-            "classes": list(job.dataset.classes),
-            "img_shape": None if job.dataset.img_shape is None else list(job.dataset.img_shape),
-            "m": job.train_set.m,
-            "n_x": job.n_x,
-            "window": job.window,
-            "batch_size": job.batch_size,
-            "total_epoch": plan.total_epoch,
-            "print_interval": plan.print_interval,
-            "seed": int(plan.seed),
-            "shuffle": plan.shuffle,
-            "schedule_by": plan.schedule_by,
-            "drop_last": plan.drop_last,
-            "accumulate": plan.accumulate,
-        }
-
-    def _announce(self) -> None:
-        device, reason = self.job.backend.device, self.job.backend.reason
-        self._say(f"catopt_xp {__version__} on {device} ({reason}), engine {self.engine.name} ({self.engine_reason})")
-        m, ranks, stream = self.job.train_set.m, self.job.ranks, self.stream
-        how = f", spread over {ranks.size} ranks" if ranks.size > 1 else ""
-        if stream is not None:
-            how = f", streamed in windows of {stream.window} rows ({size_text(stream.stored_bytes)} in memory)"
-        self._say(f"data: {plain(self.job.dataset.name)}, {m} samples of {self.job.n_x} features{how}")
-        for notice in self.job.notices:
-            self._say(f"note: {plain(notice)}")
-
-    def _notice(self, text: str) -> None:
-        self.job.notices.append(text)
-        self._say(f"note: {plain(text)}")
-
-    def _say(self, text: str) -> None:
-        self.plan.say(text)
-
-
-def _do_nothing(state: TrainState) -> None:
-    """Stands in for the `on_end` that a callback does not have."""
+@contextmanager
+def _ends_all(ranks: Ranks) -> Iterator[None]:
+    """A `with` block in which an error of one rank alone ends all: the others would wait for it."""
+    try:
+        yield
+    except BaseException as error:
+        alike = isinstance(error, TrainingDiverged | Interrupted) or ranks.is_agreed(error)
+        if ranks.size > 1 and not alike:
+            ranks.abort(error)
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -208,6 +209,14 @@ def plot_history(history: Mapping[str, Any], path: PathLike | None = None) -> An
     _draw_stages(panels["stages"], history.get("timings", {}))
     add_legend(figure)
     return finished(figure, path, _run_title(history.get("run", {})))
+
+
+def check_drawing(argument: str, file: Path | None) -> None:
+    """Raises ValueError where a figure cannot be drawn beside `file`: nothing is saved, or matplotlib is missing."""
+    if file is None:
+        raise ValueError(f"{argument} draws into save_dir, which is None; give a folder")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(f'{argument} needs matplotlib: pip install "catopt-xp[plot]"')
 
 
 def plot_mini_batch(history: Mapping[str, Any], path: PathLike | None = None) -> Any:

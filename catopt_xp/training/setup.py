@@ -1,169 +1,119 @@
-"""From the arguments of `train` to a model, an optimizer and sets that lie on one device, checked."""
+"""What `train` prepares before the first epoch: data, network, optimizer, and their place on one device, checked."""
 
 from __future__ import annotations
 
-import time
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from catopt_xp.backend.ranks import Ranks, rank_backend
-from catopt_xp.backend.xp import Backend, NumpyBackend, as_array, asnumpy, backend_of, get_backend
+from catopt_xp.backend.devices import fall_back
+from catopt_xp.backend.ranks import Ranks
+from catopt_xp.backend.xp import Backend, NumpyBackend, as_array, asnumpy, backend_of, dtype_name
 from catopt_xp.data.dataset import DataSet
 from catopt_xp.data.drawn.drawings import drawn_name
 from catopt_xp.data.load import load_data
-from catopt_xp.data.place import backend_for, choose_storage, place_sets
-from catopt_xp.data.resident import PIXELS_OR_NUMBERS, ResidentSet
-from catopt_xp.data.stream import StreamedSet
-from catopt_xp.io.console import plain
-from catopt_xp.io.files import remove_stale, try_to_write
+from catopt_xp.data.order import RowOrder
+from catopt_xp.data.place import Sets, bytes_on_device, place, place_whole
+from catopt_xp.data.resident import PIXELS_OR_NUMBERS, SampleLayout
+from catopt_xp.engines.plain import Settings
+from catopt_xp.io.console import plain, warn
 from catopt_xp.nn.labels import as_rows
-from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
+from catopt_xp.nn.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
+from catopt_xp.nn.parameters import common_dtype
 from catopt_xp.optim.base import BaseOptimizer
-from catopt_xp.optim.rules import OPTIMIZERS, make_optimizer
-from catopt_xp.optim.schedules import const_lr, restore
+from catopt_xp.optim.rules import make_optimizer
+from catopt_xp.optim.schedules import Scheduler, const_lr
 from catopt_xp.training.batch_size import SMALL_SET, choose, measure, rule_of_thumb
-from catopt_xp.training.checkpoint import Checkpoint, CheckpointError
-from catopt_xp.training.plan import DEFAULTS, Plan
+from catopt_xp.training.checkpoint import Checkpoint
+from catopt_xp.version import __version__
+
+# The network that `train` builds, where nothing is said about it.
+NETWORK: Mapping[str, Any] = {"hidden": (30, 20, 20), "activation": "relu", "dropout": 0.0, "dtype": "float32"}
 
 
-@dataclass
-class Job:
-    """Everything a run needs. `model`, `optimizer`: the caller's. `device_model`, `device_optimizer`: those that train;
-    the same objects, or copies on the GPU. `train_set`, `dev_set`: on the device, or streamed onto it. `window`: the
-    most rows in a window of the order; None: there are no windows."""
+def whole_number(name: str, value: Any, least: int, besides: str = "") -> int:
+    """The number as a plain int. Raises ValueError, naming it, for what is no whole number of at least `least`.
 
-    plan: Plan
-    backend: Backend
-    model: BaseRegressionModel
-    optimizer: BaseOptimizer
-    device_model: BaseRegressionModel
-    device_optimizer: BaseOptimizer
-    train_set: ResidentSet
-    dev_set: ResidentSet | None
-    batch_size: int
-    checkpoint: Checkpoint | None
-    dataset: DataSet
-    n_x: int
-    window: int | None
-    timings: dict[str, float]
-    notices: list[str]
-    ranks: Ranks
+    >>> whole_number("total_epoch", 100, 0)
+    100
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} is {value!r}; give a whole number of at least {least}{besides}")
+    return int(value)
 
 
-def prepare(plan: Plan, ranks: Ranks | None = None) -> Job:
-    """Loads and checks everything before the first epoch: files that cannot be written, data that cannot be used."""
-    ranks = ranks or Ranks()
-    if ranks.size > 1 and plan.memory_limit is not None:
-        raise ValueError("memory_limit is for one process, ranks hold their parts of the set whole: leave it out")
-    if plan.checkpoint_path is not None and ranks.rank == 0:
-        try_to_write(plan.checkpoint_path)
-        remove_stale(plan.checkpoint_path)
-    checkpoint = None if plan.recover_from is None else Checkpoint.read(plan.recover_from)
-    device = plan.device, plan.strict_device
-    backend = get_backend(*device) if ranks.size == 1 else rank_backend(ranks, *device)
-    _check_data_given(plan, checkpoint)
-    dataset = _dataset(plan, backend, ranks)
-    n_x = _features(dataset)
-    if ranks.size > 1:
-        _keep_columns(dataset, ranks, n_x)
-    model = _model(plan, dataset, n_x, checkpoint)
-    if ranks.size > 1 and isinstance(model, DeepNetwork) and model.neuron_cnt[0] != n_x:
-        raise ValueError(f"X has {n_x} features, the network takes {model.neuron_cnt[0]}")
-    optimizer = _optimizer(plan, model, checkpoint)
-    notices = list(dataset.notices)
-    if optimizer.epoch and checkpoint is None:
-        notices.append(
-            f"the optimizer stands at epoch {optimizer.epoch:g}; this run counts from 0 (recover_from goes on)"
-        )
-    with ranks.agreed():
-        usable = backend_for(plan, backend, model, dataset)
-    if ranks.any(usable.name == "numpy") and usable.name != "numpy":
-        usable = NumpyBackend("another rank cannot use its GPU for this")
-    if usable.device != backend.device:
-        notices.append(f"training on {usable.device}: {usable.reason}")
-    with usable.activate():
-        return _placed(plan, usable, model, optimizer, dataset, n_x, checkpoint, notices, ranks)
+def one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    """The value. Raises ValueError, naming it, where it is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}; choose {', '.join(choices)}")
+    return value
 
 
-def _placed(
-    plan: Plan,
-    backend: Backend,
-    model: BaseRegressionModel,
-    optimizer: BaseOptimizer,
-    dataset: DataSet,
-    n_x: int,
-    checkpoint: Checkpoint | None,
-    notices: list[str],
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def data_source(
+    data: Any, X: Any, Y: Any, dev_X: Any, dev_Y: Any, backend: Backend, checkpoint: Checkpoint | None
+) -> Any:
+    """What `load_data` is given: `data`, or the arrays. Raises ValueError where they do not go together.
+
+    A run does not go on with the built-in drawings because its own data were not named again.
+    """
+    if X is not None and data is not None:
+        raise ValueError("X and data are both given; pass one of them")
+    if X is None and any(x is not None for x in (Y, dev_X, dev_Y)):
+        raise ValueError("Y or dev_X is given without X; pass X too")
+    if X is not None and dev_X is None and dev_Y is not None:
+        raise ValueError("dev_Y is given without dev_X; pass both")
+    if X is not None:
+        return _array(X, "X", backend), Y, _array(dev_X, "dev_X", backend), dev_Y
+    trained_on = drawn_name() if checkpoint is None else checkpoint.described.get("data", drawn_name())
+    if data is None and trained_on != drawn_name():
+        told = f"{checkpoint.path} was trained on {plain(trained_on)}" if checkpoint else ""
+        raise ValueError(f"{told}; give data (--data), or X and Y, to go on with")
+    return data
+
+
+def _array(X: Any, name: str, backend: Backend) -> Any:
+    """X as an array that has an `xp`: lists become NumPy's, an array of another library comes onto the device."""
+    try:
+        if X is None or (hasattr(X, "dtype") and backend_of(X)):
+            return X
+    except TypeError:
+        return as_array(X, name, backend, PIXELS_OR_NUMBERS)
+    return as_array(X, name, wanted=PIXELS_OR_NUMBERS)
+
+
+def load_dataset(
+    source: Any,
+    img_shape: tuple[int, int] | None,
+    train_size: int | None,
+    dev_size: int | None,
+    on_error: str,
+    progress: bool | None,
     ranks: Ranks,
-) -> Job:
-    """Sets, model and optimizer on the device."""
-    start = time.perf_counter()
-    storage = choose_storage(plan, dataset, model, backend, checkpoint, ranks)
-    train_set, dev_set = place_sets(storage, plan, dataset, model, backend, ranks)
-    if ranks.rank == 0:
-        _warn_of_one_class(backend.to_host(train_set.whole[1]))  # sync
-    device_model, device_optimizer = _on_device(model, optimizer, backend)
-    backend.synchronize()  # sync
-    timings = {"read": 0.0, "decode": 0.0, **dataset.timings, "move": time.perf_counter() - start}
-    notices += train_set.notices + ([] if dev_set is None else dev_set.notices)
-    batch_size, notice = _batch_size(plan, train_set, device_model, device_optimizer, backend, checkpoint, ranks)
-    return Job(
-        plan=plan,
-        backend=backend,
-        model=model,
-        optimizer=optimizer,
-        device_model=device_model,
-        device_optimizer=device_optimizer,
-        train_set=train_set,
-        dev_set=dev_set,
-        batch_size=batch_size,
-        checkpoint=checkpoint,
-        dataset=dataset,
-        n_x=n_x,
-        window=storage.window,
-        timings=timings,
-        notices=notices + notice,
-        ranks=ranks,
-    )
+) -> tuple[DataSet, int]:
+    """The data set, of which a rank has its own columns, and the number of features of the whole one.
 
-
-def _warn_of_one_class(labels: np.ndarray[Any, Any]) -> None:
-    """`labels`: of the training set, (·, m), checked. One sample alone may well have one label."""
-    if labels.shape[1] > 1 and (labels == labels[:, :1]).all():
-        label = ", ".join(f"{value:g}" for value in labels[:, 0])
-        told = f"all {labels.shape[1]} samples have the label {label}, and a network learns to answer that to anything"
-        warnings.warn(f"{told}; check Y, or the folders of the classes", stacklevel=5)  # where train is called
-
-
-def _check_data_given(plan: Plan, checkpoint: Checkpoint | None) -> None:
-    """A run does not go on with the built-in drawings because its own data were not named again."""
-    if checkpoint is None or plan.X is not None or plan.data is not None:
-        return
-    trained_on = checkpoint.run_state().history.get("run", {}).get("data", drawn_name())
-    if trained_on != drawn_name():
-        raise ValueError(
-            f"{checkpoint.path} was trained on {plain(trained_on)}; give data (--data), or X and Y, to go on with"
-        )
-
-
-def _dataset(plan: Plan, backend: Backend, ranks: Ranks) -> DataSet:
-    source = plan.data
-    if plan.X is not None:
-        source = _array(plan.X, "X", backend), plan.Y, _array(plan.dev_X, "dev_X", backend), plan.dev_Y
-    sizes = (plan.train_size, plan.dev_size)
+    Arguments as for `train`; `source`: what `data_source` gives. Raises what `load_data` raises, and ValueError for a
+    set that has no features or no samples.
+    """
+    sizes = train_size, dev_size
     if ranks.size == 1:
-        return load_data(source, plan.img_shape, *sizes, on_error=plan.on_error, progress=plan.progress)
-    progress = plan.progress if ranks.rank == 0 else False
+        dataset = load_data(source, img_shape, *sizes, on_error=on_error, progress=progress)
+        return dataset, _features(dataset)
+    progress = progress if ranks.rank == 0 else False
     with ranks.one_by_one(source is None):  # the first one draws the set, the others find it in the cache
-        return load_data(source, plan.img_shape, *sizes, on_error=plan.on_error, progress=progress, decode=ranks.decode)
+        dataset = load_data(source, img_shape, *sizes, on_error=on_error, progress=progress, decode=ranks.decode)
+    n_x = _features(dataset)
+    _keep_columns(dataset, ranks, n_x)
+    return dataset, n_x
 
 
 def _features(dataset: DataSet) -> int:
-    """Those of the whole set: of photographs a rank has its own part already. Raises ValueError for none."""
+    """Number of features of the whole set (a rank may hold only its own columns). Raises ValueError for none."""
     if dataset.img_shape is None:
         shape = tuple(dataset.train_X.shape)
         if len(shape) != 2:
@@ -187,45 +137,50 @@ def _keep_columns(dataset: DataSet, ranks: Ranks, n_x: int) -> None:
             setattr(dataset, name, np.ascontiguousarray(asnumpy(X).T[:, share]).T)
 
 
-def _array(X: Any, name: str, backend: Backend) -> Any:
-    """X as an array that has an `xp`: lists become NumPy's, an array of another library comes onto the device."""
-    try:
-        if X is None or (hasattr(X, "dtype") and backend_of(X)):
-            return X
-    except TypeError:
-        return as_array(X, name, backend, PIXELS_OR_NUMBERS)
-    return as_array(X, name, wanted=PIXELS_OR_NUMBERS)
+# --- network and optimizer ------------------------------------------------------------------------------------------
 
 
-def _model(plan: Plan, dataset: DataSet, n_x: int, checkpoint: Checkpoint | None) -> BaseRegressionModel:
-    if plan.model is not None:
-        return plan.model
-    if checkpoint is not None:
+def network_for(
+    model: BaseRegressionModel | None,
+    hidden: Sequence[int],
+    activation: str,
+    dropout: float,
+    dtype: str,
+    seed: int,
+    dataset: DataSet,
+    n_x: int,
+    checkpoint: Checkpoint | None,
+) -> BaseRegressionModel:
+    """The model that is given, or the checkpoint's, or a new network for the set; arguments as for `train`.
+
+    Raises TypeError or ValueError for a model of another kind, or where what is given about the network does not go
+    with the model or the checkpoint.
+    """
+    units = tuple(whole_number("hidden", count, 1) for count in np.atleast_1d(np.asarray(hidden)).tolist())
+    given = {"hidden": units, "activation": activation, "dropout": dropout, "dtype": dtype}
+    if model is not None:
+        if not isinstance(model, BaseRegressionModel):
+            raise TypeError(f"model is a {type(model).__name__}; give a BaseRegressionModel, or None")
+        for name, value in given.items():
+            if value != NETWORK[name]:
+                raise ValueError(f"{name} goes with the network that train builds; set it on yours")
+    elif checkpoint is not None:
         model = checkpoint.build_model()
-        _check_same_network(plan, model)
-        return model
-    output, units = _output_layer(dataset)
-    return DeepNetwork(
-        [n_x, *plan.hidden, units],
-        [*[plan.activation] * len(plan.hidden), output],
-        seed=plan.seed,
-        dtype=plan.dtype,
-        dropout=plan.dropout,
-    )
-
-
-def _check_same_network(plan: Plan, model: DeepNetwork) -> None:
-    """What was given about the network is no other than what the checkpoint says, which is what trains."""
-    has = {
-        "hidden": tuple(model.neuron_cnt[1:-1]),
-        "activation": ", ".join(dict.fromkeys(model.activation_func[:-1])),
-        "dropout": model.dropout,
-        "dtype": model.dtype,
-    }
-    for name, value in has.items():
-        given = getattr(plan, name)
-        if given not in (DEFAULTS[name], value):
-            raise ValueError(f"{name} is {given!r}, the network of {plan.recover_from} has {value!r}; leave it out")
+        has = {
+            "hidden": tuple(model.neuron_cnt[1:-1]),
+            "activation": ", ".join(dict.fromkeys(model.activation_func[:-1])),
+            "dropout": model.dropout,
+            "dtype": model.dtype,
+        }
+        for name, value in given.items():
+            if value not in (NETWORK[name], has[name]):
+                told = f"{name} is {value!r}, the network of {checkpoint.path} has {has[name]!r}"
+                raise ValueError(f"{told}; leave it out")
+    else:
+        output, outputs = _output_layer(dataset)
+        names = [*[activation] * len(units), output]
+        model = DeepNetwork([n_x, *units, outputs], names, seed=seed, dtype=dtype, dropout=dropout)
+    return model
 
 
 def _output_layer(dataset: DataSet) -> tuple[str, int]:
@@ -242,75 +197,208 @@ def _output_layer(dataset: DataSet) -> tuple[str, int]:
     return ("softmax", classes) if classes > 2 else ("sigmoid", 1)
 
 
-def _optimizer(plan: Plan, model: BaseRegressionModel, checkpoint: Checkpoint | None) -> BaseOptimizer:
+def check_optimizer(
+    optimizer: BaseOptimizer | str | None, learning_rate: float | None, lr_scheduler: Scheduler | None, options: Any
+) -> None:
+    """Raises TypeError or ValueError where these arguments of `train` do not go together."""
+    if isinstance(optimizer, BaseOptimizer):
+        beside = {"learning_rate": learning_rate, "lr_scheduler": lr_scheduler, "optimizer_options": options}
+        for name, value in beside.items():
+            if value is not None:
+                raise ValueError(f"{name} goes with an optimizer's name; set it on the optimizer you pass instead")
+    elif optimizer is not None and not isinstance(optimizer, str):
+        given = "a class" if isinstance(optimizer, type) else f"a {type(optimizer).__name__}"
+        raise TypeError(f"optimizer is {given}; give its name, or a BaseOptimizer made of model.save()")
+    if lr_scheduler is not None and not callable(lr_scheduler):
+        raise TypeError(f"lr_scheduler is {lr_scheduler!r}; give a function (learning_rate, epoch) -> rate")
+
+
+def optimizer_for(
+    model: BaseRegressionModel,
+    optimizer: BaseOptimizer | str | None,
+    learning_rate: float | None,
+    lr_scheduler: Scheduler | None,
+    options: Mapping[str, Any] | None,
+    checkpoint: Checkpoint | None,
+) -> BaseOptimizer:
+    """The optimizer that is given, or a new one by name, or the checkpoint's; arguments as for `train`.
+
+    Raises ValueError for an optimizer of other arrays than the model's, and what `make_optimizer` raises.
+    """
     parameters = model.save()
-    if isinstance(plan.optimizer, BaseOptimizer):
-        _check_joined(plan.optimizer, parameters)
-        return plan.optimizer
-    name, learning_rate, scheduler = plan.optimizer or "adam", plan.learning_rate, plan.lr_scheduler
-    options = dict(plan.optimizer_options or {})
-    if plan.optimizer is not None or checkpoint is None:
-        return make_optimizer(name, parameters, learning_rate, lr_scheduler=scheduler or const_lr, **options)
-    saved = dict(checkpoint.meta["optimizer"])
-    name, kept = str(saved.get("name")), saved.get("options", {})
-    if name not in [cls.__name__ for cls, _ in OPTIMIZERS.values()]:
-        raise ValueError(f"{plan.recover_from} was trained by {plain(name)}, none of the library's; pass optimizer=")
-    if not isinstance(kept, dict):
-        raise CheckpointError(f"{plan.recover_from}: options of its optimizer are missing; the file is damaged")
-    rate, schedule = kept.get("learning_rate"), kept.get("lr_scheduler")
-    learning_rate = rate if learning_rate is None else learning_rate
-    scheduler = restore(schedule) if scheduler is None and schedule is not None else scheduler
-    options = {k: v for k, v in kept.items() if k not in ("learning_rate", "lr_scheduler")} | options
-    try:
-        return make_optimizer(name, parameters, learning_rate, lr_scheduler=scheduler or const_lr, **options)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{plan.recover_from}: its optimizer cannot be made again ({error})") from error
+    if isinstance(optimizer, BaseOptimizer):
+        if not _is_joined(optimizer, parameters):
+            raise ValueError("the optimizer updates other arrays than the model's; make it with model.save()")
+        return optimizer
+    if optimizer is None and checkpoint is not None:
+        return checkpoint.build_optimizer(parameters, learning_rate, lr_scheduler, options or {})
+    scheduler = lr_scheduler or const_lr
+    return make_optimizer(optimizer or "adam", parameters, learning_rate, lr_scheduler=scheduler, **(options or {}))
 
 
-def _check_joined(optimizer: BaseOptimizer, parameters: Mapping[str, Any]) -> None:
-    """An optimizer of other arrays would train something that nobody looks at."""
+def _is_joined(optimizer: BaseOptimizer, parameters: Mapping[str, Any]) -> bool:
+    """Whether an optimizer updates these arrays: one of others would train something that nobody looks at."""
     own = optimizer.param_dict
-    joined = own is parameters or (
+    return own is parameters or (
         set(own) == set(parameters)
         and all(own[k] is x or np.shares_memory(asnumpy(own[k]), asnumpy(x)) for k, x in parameters.items())
     )
-    if not joined:
-        raise ValueError("the optimizer updates other arrays than the model's; make it with model.save()")
 
 
-def _on_device(
-    model: BaseRegressionModel, optimizer: BaseOptimizer, backend: Backend
-) -> tuple[BaseRegressionModel, BaseOptimizer]:
-    if not isinstance(model, DeepNetwork) or model.backend.device == backend.device:
-        return model, optimizer
-    twin = model.to(backend)
-    return twin, optimizer.on(twin.save())
+# --- on the device --------------------------------------------------------------------------------------------------
 
 
-def _batch_size(
-    plan: Plan,
-    train_set: ResidentSet,
-    model: BaseRegressionModel,
-    optimizer: BaseOptimizer,
+def usable_backend(
     backend: Backend,
+    device: str | Backend,
+    strict_device: bool | None,
+    model: BaseRegressionModel,
+    dataset: DataSet,
+    batch_size: int | str,
+    ranks: Ranks,
+) -> Backend:
+    """The CPU instead of a GPU that the set does not fit, or that a model of another kind does not lie on: said."""
+    cause = None if backend.name == "numpy" else _unusable(backend, model, dataset, batch_size)
+    if cause is not None:
+        if device != "auto":
+            fall_back(f"{backend.device} cannot be used: {cause}.", strict_device)
+        backend = NumpyBackend(f"{backend.device} cannot be used: {cause}")
+    if ranks.any(backend.name == "numpy") and backend.name != "numpy":
+        backend = NumpyBackend("another rank cannot use its GPU for this")
+    return backend
+
+
+def _unusable(backend: Backend, model: BaseRegressionModel, dataset: DataSet, batch_size: int | str) -> str | None:
+    """Why a GPU cannot be used for this model and set, or None."""
+    if not isinstance(model, DeepNetwork) and backend_of(*model.save().values()).device != backend.device:
+        return f"a {type(model).__name__} trains where its arrays lie; make them on {backend.device}"
+    needed = bytes_on_device(dataset, dtype_of(model)) + working_bytes(model, dataset, batch_size)
+    if needed > backend.free_memory():
+        return f"out of memory: the run needs {needed / 1e9:.2f} GB, {backend.free_memory() / 1e9:.2f} GB are free"
+    return None
+
+
+def dtype_of(model: BaseRegressionModel) -> str:
+    """The dtype of a model's parameters, by name."""
+    return model.dtype if isinstance(model, DeepNetwork) else str(np.dtype(common_dtype(model.save())))
+
+
+def working_bytes(model: BaseRegressionModel, dataset: DataSet, batch_size: int | str) -> int:
+    """Bytes of parameters, gradient, two moments and a temporary; and of a batch as floats."""
+    weights = sum(x.size for x in model.save().values())
+    rows = max(EVALUATION_ROWS, batch_size if isinstance(batch_size, int) else 0)
+    return int(5 * weights + rows * dataset.train_X.shape[0]) * np.dtype(dtype_of(model)).itemsize
+
+
+def place_sets(
+    dataset: DataSet,
+    n_x: int,
+    model: BaseRegressionModel,
+    order: RowOrder,
+    memory_limit: int | None,
+    batch_size: int | str,
+    backend: Backend,
+    ranks: Ranks,
+) -> Sets:
+    """The sets on the device, or streamed onto it; warns where all samples have one label."""
+    own = int(dataset.train_X.shape[0])  # features: a rank has some of them only
+    if isinstance(model, DeepNetwork):
+        if model.neuron_cnt[0] != n_x and ranks.size > 1:
+            raise ValueError(f"X has {n_x} features, the network takes {model.neuron_cnt[0]}")
+        features = model.neuron_cnt[0] if ranks.size == 1 else own
+        layout = SampleLayout(features, model.activation_func[-1], model.neuron_cnt[-1], model.dtype)
+    else:
+        layout = SampleLayout(None, "sigmoid", 1, dtype_of(model))
+    if ranks.size > 1:
+        kinds = [dtype_name(X) for X in (dataset.train_X, dataset.dev_X) if X is not None]
+        if backend.name == "cupy" and len(set(kinds)) > 1:
+            raise ValueError(f"X is {kinds[0]}, dev_X {kinds[1]}: ranks on GPUs take sets of one type")
+        sets = place_whole(dataset, layout, backend, order)
+    else:
+        sets = place(dataset, layout, backend, order, memory_limit, working_bytes(model, dataset, batch_size))
+    labels = backend.to_host(sets.train.whole[1])  # sync
+    # One sample alone may well have one label.
+    if ranks.rank == 0 and labels.shape[1] > 1 and (labels == labels[:, :1]).all():
+        label = ", ".join(f"{value:g}" for value in labels[:, 0])
+        told = f"all {labels.shape[1]} samples have the label {label}, and a network learns to answer that to anything"
+        warn(f"{told}; check Y, or the folders of the classes")
+    return sets
+
+
+@dataclass
+class Learner:
+    """A model with its optimizer: the caller's, and those that train. They are the same objects, or copies on a GPU."""
+
+    model: BaseRegressionModel
+    optimizer: BaseOptimizer
+    on_device: tuple[BaseRegressionModel, BaseOptimizer]
+
+    @classmethod
+    def on(cls, backend: Backend, model: BaseRegressionModel, optimizer: BaseOptimizer) -> Learner:
+        """The pair, and what trains on this backend."""
+        if not isinstance(model, DeepNetwork) or model.backend.device == backend.device:
+            return cls(model, optimizer, (model, optimizer))
+        twin = model.to(backend)
+        return cls(model, optimizer, (twin, optimizer.on(twin.save())))
+
+    def copy_back(self) -> None:
+        """Gives the caller's objects the values of those that trained."""
+        model, optimizer = self.on_device
+        if model is not self.model:
+            self.model.load(model.save())
+            self.optimizer.load(optimizer.save())
+
+
+def batch_size_for(
+    batch_size: int | str,
+    sets: Sets,
+    learner: Learner,
+    backend: Backend,
+    engine: str,
     checkpoint: Checkpoint | None,
     ranks: Ranks,
-) -> tuple[int, list[str]]:
-    m = train_set.m
-    if plan.batch_size == "auto":
-        if ranks.size > 1:
-            raise ValueError('batch_size "auto" measures one process; give ranks a number')
-        if isinstance(train_set, StreamedSet) and checkpoint is None:
-            raise ValueError('batch_size "auto" measures a set in memory, this one is streamed; give a number')
-        before = None if checkpoint is None else checkpoint.run_state().history.get("run", {}).get("batch_size")
-        if before is not None:  # measured anew it might differ, and with it the order of the samples
-            chosen, why = min(before, m), "that of the checkpoint"
-        elif m < SMALL_SET:
-            chosen, why = rule_of_thumb(m)
-        else:
-            chosen, why = choose(measure(plan.engine, model, optimizer, train_set, backend))
-        return chosen, [f"batch size {chosen}: {why}"]
-    wanted = int(plan.batch_size)
-    if wanted > m:
-        return m, [f"batch size {wanted} is more than the {m} samples there are: {m} is used"]
-    return wanted, []
+) -> tuple[int, str | None]:
+    """The batch size of a run, and what there is to say of it. Raises ValueError where "auto" cannot be measured."""
+    m = sets.train.m
+    if isinstance(batch_size, int):
+        if batch_size > m:
+            return m, f"batch size {batch_size} is more than the {m} samples there are: {m} is used"
+        return batch_size, None
+    if ranks.size > 1:
+        raise ValueError('batch_size "auto" measures one process; give ranks a number')
+    if sets.stream is not None and checkpoint is None:
+        raise ValueError('batch_size "auto" measures a set in memory, this one is streamed; give a number')
+    before = None if checkpoint is None else checkpoint.described.get("batch_size")
+    if before is not None:  # measured anew it might differ, and with it the order of the samples
+        chosen, why = min(before, m), "that of the checkpoint"
+    elif m < SMALL_SET:
+        chosen, why = rule_of_thumb(m)
+    else:
+        chosen, why = choose(measure(engine, *learner.on_device, sets.train, backend))
+    return chosen, f"batch size {chosen}: {why}"
+
+
+def describe_run(
+    learner: Learner, dataset: DataSet, n_x: int, sets: Sets, settings: Settings, backend: Backend, engine: str
+) -> dict[str, Any]:
+    """How a run is described in its history and its checkpoints: what a run that goes on is compared with."""
+    return {
+        "version": __version__,
+        "device": backend.device,
+        "engine": engine,
+        "optimizer": type(learner.optimizer).__name__,
+        "options": learner.optimizer.options,
+        "model": learner.model.architecture,
+        "data": dataset.name,
+        "classes": list(dataset.classes),
+        "img_shape": None if dataset.img_shape is None else list(dataset.img_shape),
+        "m": sets.train.m,
+        "n_x": n_x,
+        "window": sets.order.window,
+        "batch_size": settings.batch_size,
+        "seed": sets.order.seed,
+        "shuffle": sets.order.shuffle,
+        "schedule_by": "step" if settings.schedule_by_step else "epoch",
+        "drop_last": settings.drop_last,
+        "accumulate": settings.accumulate,
+    }

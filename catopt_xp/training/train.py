@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from catopt_xp.backend.machine import memory_size
 from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.threads import limited_threads
 from catopt_xp.backend.xp import Backend
+from catopt_xp.data.order import SHUFFLES, RowOrder
+from catopt_xp.engines.choose import ENGINES, choose_engine
+from catopt_xp.engines.plain import Settings
+from catopt_xp.io.files import remove_stale, try_to_write
 from catopt_xp.nn.network import BaseRegressionModel
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.schedules import Scheduler
-from catopt_xp.training.callbacks import Callback
+from catopt_xp.training.callbacks import Callback, Checkpointing, Watchers
+from catopt_xp.training.checkpoint import Checkpoint, checkpoint_file
 from catopt_xp.training.history import History
-from catopt_xp.training.loop import Run
-from catopt_xp.training.plan import Plan
-from catopt_xp.training.setup import prepare
+from catopt_xp.training.loop import Loop
+from catopt_xp.training.plots import check_drawing
+from catopt_xp.training.plots import plot_mini_batch as draw_mini_batch
+from catopt_xp.training.report import Report
+from catopt_xp.training.setup import (
+    Learner,
+    batch_size_for,
+    check_optimizer,
+    data_source,
+    describe_run,
+    load_dataset,
+    network_for,
+    one_of,
+    optimizer_for,
+    place_sets,
+    usable_backend,
+    whole_number,
+)
 
 
 @dataclass
@@ -135,26 +158,89 @@ def train(
     >>> result.history.epoch, result.device
     ([0, 1, 2], 'cpu')
     """
-    arguments = locals()  # exactly the parameters above
     ranks = Ranks(comm)
+    report = Report(verbose and ranks.rank == 0)
     with ranks.agreed():
-        plan = Plan(**arguments)
-    plan.verbose = plan.verbose and ranks.rank == 0
-    share = None if ranks.size == 1 else ranks.threads()
-    with limited_threads(plan.threads or share):
-        with ranks.agreed():
-            job = prepare(plan, ranks)
-        return _result(Run(job).train())
+        threads = None if threads is None else whole_number("threads", threads, 1)
+    with limited_threads(threads or (ranks.threads() if ranks.size > 1 else None)):
+        with ranks.agreed():  # before the first step, what stops one rank stops all
+            total_epoch = whole_number("total_epoch", total_epoch, 0)
+            print_interval = whole_number("print_interval", print_interval, 1)
+            accumulate = whole_number("accumulate", accumulate, 1)
+            batch_size = batch_size if batch_size == "auto" else whole_number("batch_size", batch_size, 1, ' or "auto"')
+            order = RowOrder(whole_number("seed", seed, 0), one_of("shuffle", shuffle, SHUFFLES))
+            by_step = one_of("schedule_by", schedule_by, ("epoch", "step")) == "step"
+            one_of("engine", engine, ENGINES)
+            check_optimizer(optimizer, learning_rate, lr_scheduler, optimizer_options)
+            room = _memory_limit(memory_limit, ranks)
+            file = checkpoint_file(save_dir, model_name)
+            checkpointing = _checkpointing(file, checkpoint_every, checkpoint_every_steps, report, ranks)
+            watchers = Watchers(callbacks, _optional("early_stopping", early_stopping), checkpointing)
+            if plot_mini_batch:
+                check_drawing("plot_mini_batch", file)
+            if file is not None and ranks.rank == 0:
+                try_to_write(file)
+                remove_stale(file)
+
+            checkpoint = None if recover_from is None else Checkpoint.read(recover_from)
+            backend = ranks.backend(device, strict_device)
+            source = data_source(data, X, Y, dev_X, dev_Y, backend, checkpoint)
+            dataset, n_x = load_dataset(source, img_shape, train_size, dev_size, on_error, progress, ranks)
+            model = network_for(model, hidden, activation, dropout, dtype, order.seed, dataset, n_x, checkpoint)
+            optimizer = optimizer_for(model, optimizer, learning_rate, lr_scheduler, optimizer_options, checkpoint)
+            report.notice(*dataset.notices)
+            if optimizer.epoch and checkpoint is None:
+                told = f"the optimizer stands at epoch {optimizer.epoch:g}"
+                report.notice(f"{told}; this run counts from 0 (recover_from goes on)")
+            usable = usable_backend(backend, device, strict_device, model, dataset, batch_size, ranks)
+            if usable.device != backend.device:
+                report.notice(f"training on {usable.device}: {usable.reason}")
+            with usable.activate():
+                started = time.perf_counter()
+                order = replace(order, window=None if checkpoint is None else checkpoint.described.get("window"))
+                sets = place_sets(dataset, n_x, model, order, room, batch_size, usable, ranks)
+                learner = Learner.on(usable, model, optimizer)
+                usable.synchronize()  # sync
+                moved = time.perf_counter() - started
+                size, why = batch_size_for(batch_size, sets, learner, usable, engine, checkpoint, ranks)
+                report.notice(*sets.notices, *([] if why is None else [why]))
+            settings = Settings(size, bool(drop_last), accumulate, by_step, checkpoint_every_steps, m=sets.train.m)
+            parts = *learner.on_device, sets.train.samples, sets.train.targets
+            steps, reason = choose_engine(engine, *parts, usable, settings, ranks)
+            sets.check_pools(size, steps.reach)
+            described = describe_run(learner, dataset, n_x, sets, settings, usable, steps.name)
+            described |= {"total_epoch": total_epoch, "print_interval": print_interval}
+            asked = [described, checkpoint_every, checkpoint_every_steps, early_stopping, save_dir is None]
+            ranks.check_same(json.dumps(asked, default=repr).encode(), "arguments")
+            report.announce(usable, steps.name, reason, dataset.name, n_x, sets, ranks.size)
+        loop = Loop(steps, sets, learner, watchers, described, report, ranks)
+        loop.history.add_timings(dataset.timings | {"move": moved})
+        history = loop.run(checkpoint, total_epoch, print_interval, progress)
+    if plot_mini_batch and file is not None and ranks.rank == 0 and history.mini_batch_loss:
+        draw_mini_batch(asdict(history), file.with_name(f"{model_name}_mini_batch.png"))
+    report.say(history.time_table(resumed=checkpoint is not None))
+    return TrainResult(model, optimizer, history, usable.device, steps.name, reason, loop.checkpoint, report.notices)
 
 
-def _result(run: Run) -> TrainResult:
-    return TrainResult(
-        model=run.job.model,
-        optimizer=run.job.optimizer,
-        history=run.history,
-        device=run.job.backend.device,
-        engine=run.engine.name,
-        engine_reason=run.engine_reason,
-        checkpoint=run.checkpoint,
-        notices=run.job.notices,
-    )
+def _optional(name: str, value: Any) -> int | None:
+    return None if value is None else whole_number(name, value, 1)
+
+
+def _memory_limit(memory_limit: int | str | None, ranks: Ranks) -> int | None:
+    """Bytes. Raises ValueError for what is no size of memory, or where ranks hold their parts of the set whole."""
+    if memory_limit is None:
+        return None
+    if ranks.size > 1:
+        raise ValueError("memory_limit is for one process, ranks hold their parts of the set whole: leave it out")
+    try:
+        return memory_size(memory_limit)
+    except ValueError as error:
+        raise ValueError(f"memory_limit: {error}") from error
+
+
+def _checkpointing(
+    file: Path | None, every: int | None, every_steps: int | None, report: Report, ranks: Ranks
+) -> Checkpointing | None:
+    """What saves the run; None where nothing is saved. Raises ValueError for what is no interval."""
+    every, every_steps = _optional("checkpoint_every", every), _optional("checkpoint_every_steps", every_steps)
+    return None if file is None else Checkpointing(file, every, every_steps, report.notice, keeps=ranks.rank == 0)

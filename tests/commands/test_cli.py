@@ -270,7 +270,7 @@ def test_without_matplotlib_a_line_says_what_to_install(
     assert {file.name for file in folder.iterdir()} == {"model_latest.npz", "model_history.json", "model_history.csv"}
 
 
-@pytest.mark.filterwarnings("default::catopt_xp.backend.xp.DeviceFallbackWarning")
+@pytest.mark.filterwarnings("default::catopt_xp.backend.devices.DeviceFallbackWarning")
 def test_a_warning_is_one_clean_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def warned() -> Any:
         warnings.warn("cuda cannot be used:\n  no driver", DeviceFallbackWarning, stacklevel=1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from catopt_xp.backend.xp import Backend, NumpyBackend
-from catopt_xp.data.resident import CHECK_ROWS, ResidentSet, make_resident
+from catopt_xp.data.resident import CHECK_ROWS, ResidentSet, SampleLayout, make_resident
 from catopt_xp.nn.labels import check_labels
 
 Array = np.ndarray[Any, Any]
@@ -21,7 +21,8 @@ def resident(X: Any, Y: Any = None, backend: Backend | None = None, **changes: A
     """`make_resident` for a float32 network with one sigmoid output."""
     Y = np.arange(M).reshape(1, M) % 2 if Y is None else Y
     options: dict[str, Any] = {"n_x": N_X, "output": "sigmoid", "units": 1, "dtype": "float32"} | changes
-    return make_resident(X, Y, backend or NumpyBackend(), **options)
+    name = options.pop("name", "X")
+    return make_resident(X, Y, backend or NumpyBackend(), SampleLayout(**options), name)
 
 
 def sample_major(dtype: Any = "uint8") -> Array:
@@ -52,9 +53,7 @@ def test_an_empty_set_and_missing_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="there is nothing to train on"):
         resident(np.zeros((N_X, 0)), np.zeros((1, 0)))
     with pytest.raises(ValueError, match="dev_X is given without dev_Y; pass both"):
-        make_resident(
-            sample_major(), None, NumpyBackend(), n_x=5, output="sigmoid", units=1, dtype="float32", name="dev_X"
-        )
+        make_resident(sample_major(), None, NumpyBackend(), SampleLayout(5, "sigmoid", 1, "float32"), "dev_X")
 
 
 @pytest.mark.parametrize("dtype", ["object", "complex64", ">c16", "U3", ">U3", "S3", "datetime64[s]", ">M8[s]", "V4"])

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from catopt_xp.data.stream import Reader, RowFile, StreamedRows, StreamedSet, fi
 from catopt_xp.engines.cuda.engine import CudaEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.training.callbacks import TrainState
-from catopt_xp.training.loop import Interrupted, Run
+from catopt_xp.training.loop import Interrupted, Loop
 from catopt_xp.training.train import TrainResult, train
 
 Array = np.ndarray[Any, Any]
@@ -72,19 +73,20 @@ def fit(file: Path, **given: Any) -> TrainResult:
     return train(**arguments(file, **given))
 
 
-def resident(file: Path, **given: Any) -> Run:
+def resident(file: Path, **given: Any) -> Loop:
     """The run that `fit` makes, with the whole set in memory and the order of the windows."""
-    run = make_run(**arguments(file, **given) | {"memory_limit": None})
-    assert run.stream is None
-    run.job.window = WINDOW
-    return run.train()
+    caught = make_run(**arguments(file, **given) | {"memory_limit": None})
+    sets = caught.loop.sets
+    assert sets.stream is None
+    sets.order = replace(sets.order, window=WINDOW)
+    return caught.run()
 
 
-def assert_same_bits(one: TrainResult | Run, other: TrainResult | Run) -> None:
+def assert_same_bits(one: TrainResult | Loop, other: TrainResult | Loop) -> None:
     """Weights, moments and history."""
     kept = [{k: v for k, v in vars(x.history).items() if k not in ("seconds", "timings", "run")} for x in (one, other)]
     assert kept[0] == kept[1]
-    a, b = ((x.job if isinstance(x, Run) else x) for x in (one, other))
+    a, b = ((x.learner if isinstance(x, Loop) else x) for x in (one, other))
     for first, second in ((a.model.save(), b.model.save()), (a.optimizer.save(), b.optimizer.save())):
         assert set(first) == set(second)
         for name, value in first.items():
@@ -267,22 +269,22 @@ def test_the_cache_of_drawings_is_streamed(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_set_that_fits_is_trained_in_memory(file: Path) -> None:
-    run = make_run(**arguments(file, memory_limit=2 * M * N_X))
-    assert run.stream is None
-    assert run.job.window is None
-    assert make_run(**arguments(file, memory_limit=2 * M * N_X - 2)).stream is not None
+    sets = make_run(**arguments(file, memory_limit=2 * M * N_X)).loop.sets
+    assert sets.stream is None
+    assert sets.order.window is None
+    assert make_run(**arguments(file, memory_limit=2 * M * N_X - 2)).loop.sets.stream is not None
 
 
 def test_a_set_that_does_not_fit_the_free_memory_is_streamed_unasked(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(**arguments(file, memory_limit=None))
-    assert run.stream is None
-    working = 4 * (5 * sum(x.size for x in run.job.model.save().values()) + 512 * N_X)
+    loop = make_run(**arguments(file, memory_limit=None)).loop
+    assert loop.sets.stream is None
+    working = 4 * (5 * sum(x.size for x in loop.learner.model.save().values()) + 512 * N_X)
     monkeypatch.setattr("catopt_xp.backend.xp.host_free_memory", lambda: working + 3000)
-    run = make_run(**arguments(file, memory_limit=None))
-    assert run.stream is not None
-    assert run.stream.window == 1024 // (4 * N_X)  # the largest power of two within half of what is free
+    stream = make_run(**arguments(file, memory_limit=None)).loop.sets.stream
+    assert stream is not None
+    assert stream.window == 1024 // (4 * N_X)  # the largest power of two within half of what is free
 
 
 # --- resuming, stopping, callbacks ------------------------------------------------------------------------------------
@@ -513,11 +515,11 @@ def test_ranks_and_streaming_do_not_go_together(file: Path) -> None:
 def test_a_file_that_is_cut_meanwhile_ends_the_run_in_one_line(tmp_path: Path, engine: str) -> None:
     file = save_set(tmp_path)
     given = arguments(file, engine=engine, shuffle="none")
-    run = make_run(**given)
+    caught = make_run(**given)
     with file.open("r+b") as stream:
         stream.truncate(128 + 150 * N_X)
     with pytest.raises(OSError, match=r"big\.npy ends at sample 150 of 203: it was cut; write it again"):
-        run.train()
+        caught.run()
     assert readers() == []
 
 

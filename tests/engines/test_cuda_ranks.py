@@ -26,7 +26,7 @@ import cuda_runs
 from cuda_runs import CpuDevice
 from cuda_stand_in import StandIn
 from panel_runs import Case
-from catopt_xp.backend.xp.xp import CupyBackend, asnumpy; from catopt_xp.backend.xp.devices import DeviceError
+from catopt_xp.backend.xp import CupyBackend, asnumpy; from catopt_xp.backend.devices import DeviceError
 from catopt_xp.backend.ranks import Ranks
 from catopt_xp.engines.cuda.engine.engine import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda.engine.engine import CoresRankEngine, CudaRankEngine

@@ -71,7 +71,7 @@ import hashlib, sys
 import numpy as np
 from panel_runs import OPTIONS
 import catopt_xp
-from catopt_xp.optim.rules.schedules import get_hyperbola_func
+from catopt_xp.optim.schedules import get_hyperbola_func
 
 def digest(arrays):
     return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)).hexdigest()

@@ -186,7 +186,7 @@ from catopt_xp.engines.cpu.engine import vectors
 from catopt_xp.engines.choose.choose import self_check
 from catopt_xp.engines.cpu.engine.engine import PanelEngine
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim.rules.rules import Adam, Momentum
+from catopt_xp.optim.rules import Adam, Momentum
 print(vectors.VECTOR_BYTES)
 for kind, samples, dtype, options in (
     (Adam, "uint8", "float32", {}),

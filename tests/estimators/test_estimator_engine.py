@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from catopt_xp.backend.xp import Backend, NumpyBackend
-from catopt_xp.data.resident import make_resident
+from catopt_xp.data.resident import SampleLayout, make_resident
 from catopt_xp.engines.choose import choose_engine, gpu_obstacle
 from catopt_xp.engines.plain import SQUARED, PlainEngine, Settings
 from catopt_xp.nn.first_layer import Batch
@@ -143,7 +143,7 @@ def test_numbers_have_a_loss_and_no_accuracy(output: str) -> None:
     with pytest.raises(ValueError, match=f"^evaluate: the {output} output predicts numbers, and has no accuracy$"):
         model.evaluate_rows(X.T, Y)
     with pytest.raises(ValueError, match=f"^an {output} output predicts numbers; MLPRegressor trains such a network$"):
-        make_resident(X, Y, NumpyBackend(), n_x=2, output=output, units=2, dtype="float64")
+        make_resident(X, Y, NumpyBackend(), SampleLayout(2, output, 2, "float64"))
 
 
 def test_a_weighted_network_needs_a_row_of_weights() -> None:

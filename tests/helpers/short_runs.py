@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import pytest
 
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
-from catopt_xp.training.loop import Run
-from catopt_xp.training.plan import Plan
-from catopt_xp.training.setup import prepare
+from catopt_xp.training.loop import Loop
 from catopt_xp.training.train import TrainResult, train
 
 M, N_X = 60, 12
@@ -47,11 +45,30 @@ def fit(**given: Any) -> TrainResult:
     return train(**arguments(**given))
 
 
-def make_run(**given: Any) -> Run:
-    """The run that `train` would start, to look inside."""
-    bound = inspect.signature(train).bind(**arguments(**given))
-    bound.apply_defaults()
-    return Run(prepare(Plan(**bound.arguments)))
+class Caught(Exception):
+    """The loop of a run before its first step, to look inside."""
+
+    def __init__(self, loop: Loop, asked: tuple[Any, ...]) -> None:
+        super().__init__("caught")
+        self.loop, self.asked = loop, asked
+
+    def run(self) -> Loop:
+        """Trains, as `train` would have done."""
+        self.loop.run(*self.asked)
+        return self.loop
+
+
+def make_run(**given: Any) -> Caught:
+    """The run that `train` would start."""
+
+    def catch(loop: Loop, *asked: Any) -> NoReturn:
+        raise Caught(loop, asked)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "run", catch)
+        with pytest.raises(Caught) as caught:
+            train(**arguments(**given))
+    return caught.value
 
 
 def small_network(**options: Any) -> DeepNetwork:

@@ -17,7 +17,7 @@ from catopt_xp.optim.rules import Adam, GradientDescent, make_optimizer
 from catopt_xp.optim.schedules import get_table_func
 from catopt_xp.training import setup as job_module
 from catopt_xp.training.history import History
-from catopt_xp.training.plan import DEFAULTS
+from catopt_xp.training.setup import NETWORK
 from catopt_xp.training.train import train
 
 # --- defaults -----------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ def test_the_chapter_s_arguments_keep_their_order_and_defaults() -> None:
     chapter |= {"model_name": "model", "save_dir": "work_dirs", "recover_from": None, "print_interval": 10}
     chapter |= {"dev_X": None, "dev_Y": None, "plot_mini_batch": False}
     assert list(positional.items()) == list(chapter.items())
-    assert {name: parameters[name].default for name in DEFAULTS} == dict(DEFAULTS)
+    assert {name: parameters[name].default for name in NETWORK} == dict(NETWORK)
 
 
 def test_nothing_given_trains_the_reference_network_on_the_built_in_set(
@@ -221,17 +221,17 @@ def test_a_sample_major_set_is_never_copied_and_another_layout_once_and_said(dty
     sample_major = X.T.astype(dtype).T
     if dtype == "float32":
         sample_major /= 255
-    run = make_run(X=sample_major, dev_X=sample_major, dev_Y=Y)
-    assert np.shares_memory(run.engine.samples, sample_major)
-    assert run.job.dev_set is not None
-    assert np.shares_memory(run.job.dev_set.samples, sample_major)
-    assert not run.job.notices
+    loop = make_run(X=sample_major, dev_X=sample_major, dev_Y=Y).loop
+    assert np.shares_memory(loop.engine.samples, sample_major)
+    assert loop.sets.dev is not None
+    assert np.shares_memory(loop.sets.dev.samples, sample_major)
+    assert not loop.report.notices
     turned = np.ascontiguousarray(sample_major)
-    run = make_run(X=turned)
-    assert run.engine.samples.flags.c_contiguous
-    assert run.engine.samples is run.job.train_set.samples
-    assert np.array_equal(run.engine.samples, turned.T)
-    assert [notice.count("copied once into sample-major memory") for notice in run.job.notices] == [1]
+    loop = make_run(X=turned).loop
+    assert loop.engine.samples.flags.c_contiguous
+    assert loop.engine.samples is loop.sets.train.samples
+    assert np.array_equal(loop.engine.samples, turned.T)
+    assert [notice.count("copied once into sample-major memory") for notice in loop.report.notices] == [1]
 
 
 @pytest.mark.parametrize("interval", [1, 2, 10])

@@ -20,7 +20,7 @@ from catopt_xp.nn.network import BaseRegressionModel
 from catopt_xp.optim.rules import Adam
 from catopt_xp.training.callbacks import TrainState
 from catopt_xp.training.checkpoint import load_model, read_checkpoint
-from catopt_xp.training.loop import Interrupted, Run
+from catopt_xp.training.loop import Interrupted, Loop
 from catopt_xp.training.train import TrainResult
 
 
@@ -145,14 +145,14 @@ def test_checkpoints_are_written_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], saved: list[Any]
 ) -> None:
     places: list[Any] = []
-    save = Run._save
+    save = Loop._save
 
-    def watched(run: Run, filename: Path) -> Path:
-        epoch, done = run.position.epoch, run.position.batches
+    def watched(loop: Loop, filename: Path) -> Path:
+        epoch, done = loop.position.epoch, loop.position.batches
         places.append((epoch, done) if done else epoch)
-        return save(run, filename)
+        return save(loop, filename)
 
-    monkeypatch.setattr(Run, "_save", watched)
+    monkeypatch.setattr(Loop, "_save", watched)
     fit(save_dir=tmp_path, total_epoch=7, **({"print_interval": 2} | options))
     assert places == saved
 
@@ -179,13 +179,13 @@ def test_no_array_of_a_float32_run_is_float64(name: str, tmp_path: Path) -> None
     X, Y = small_set()
     settings: dict[str, Any] = {"optimizer": name, "dropout": 0.2, "early_stopping": 9, "accumulate": 2}
     options = {"l2": 1e-3, "weight_decay": 1e-3, "clip_norm": 1.0}
-    run = make_run(X=X / 255.0, dev_X=X, dev_Y=Y, save_dir=tmp_path, optimizer_options=options, **settings)
-    run.train()
-    found = list(arrays_in([run.engine, run.early_stopping, run.job.train_set, run.job.dev_set], set()))
+    given = {"save_dir": tmp_path, "optimizer_options": options} | settings
+    loop = make_run(X=X / 255.0, dev_X=X, dev_Y=Y, **given).run()
+    found = list(arrays_in([loop.engine, loop.watchers.early_stopping, loop.sets.train, loop.sets.dev], set()))
     assert len(found) > 20
     assert {x.dtype.name for x in found} <= {"float32", "uint8", "int64", "bool"}
-    assert run.checkpoint is not None
-    saved, _ = read_checkpoint(run.checkpoint)
+    assert loop.checkpoint is not None
+    saved, _ = read_checkpoint(loop.checkpoint)
     assert {x.dtype.name for x in saved.values()} == {"float32"}
 
 

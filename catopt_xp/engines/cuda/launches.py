@@ -53,7 +53,7 @@ class CudaPlan:
     made by them where they can be, of uint8 pixels and a float32 network; `aligned`: the set begins at a multiple of 8
     bytes.
 
-    >>> from catopt_xp.optim.rules.rules import Adam
+    >>> from catopt_xp.optim.rules import Adam
     >>> plan = CudaPlan((150528, 30, 20, 20, 1), ("relu", "relu", "relu", "sigmoid"), Adam, 64, "float32", "uint8")
     >>> plan.tiles, plan.stream_grid, plan.middle_blocks, plan.rest
     (588, (593, 1), 64, 1091)
