@@ -358,7 +358,7 @@ environment:
   CATOPT_XP_DEVICE         cpu, cuda or cuda:N: the device of --device auto
   CATOPT_XP_STRICT_DEVICE  1: as --strict-device
   CATOPT_XP_CACHE          folder where drawings and decoded photographs are kept (default: catopt_xp in the
-                           user's cache folder: ~/.cache, XDG_CACHE_HOME, or LOCALAPPDATA on Windows)
+                           system's folder for caches, on Linux ~/.cache or XDG_CACHE_HOME)
 
 """
 COMPARE = """

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import stat
-import sys
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import platformdirs
 from numpy.typing import NDArray
 
 from catopt_xp.io.console import one_line
@@ -27,7 +27,7 @@ from catopt_xp.io.files import write_whole
 
 
 def cache_folder() -> Path:
-    """The folder of the cache: CATOPT_XP_CACHE if that is set, else catopt_xp in the user's cache folder.
+    """The folder of the cache: CATOPT_XP_CACHE if that is set, else that of the system for catopt_xp.
 
     Raises NotADirectoryError where CATOPT_XP_CACHE names a file, ValueError where it names the home of nobody.
     """
@@ -40,18 +40,9 @@ def cache_folder() -> Path:
         if folder.is_file():
             raise NotADirectoryError(f"CATOPT_XP_CACHE names {folder}, which is a file; name a folder")
         return folder
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "catopt_xp"
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    absolute = os.path.isabs(base)  # else it counts for nothing, by its specification
-    return (Path(base) if absolute else _home() / ".cache") / "catopt_xp"
-
-
-def _home() -> Path:
-    """The user's home, or a folder that cannot be made, which is said where it is to be."""
     try:
-        return Path.home()
-    except RuntimeError:  # HOME is not set, and the system does not know this user
+        return platformdirs.user_cache_path("catopt_xp", appauthor=False)
+    except RuntimeError:  # the user has no home: nothing can be written to this folder, which is said then
         return Path(os.devnull) / "no home"
 
 

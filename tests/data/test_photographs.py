@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -607,14 +608,12 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CATOPT_XP_CACHE", "~/here")
     assert cache.cache_folder() == Path.home() / "here"
     monkeypatch.delenv("CATOPT_XP_CACHE")
-    monkeypatch.setattr("sys.platform", "linux")
+    if sys.platform != "linux":
+        pytest.skip("where it lies otherwise is known to platformdirs")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache.cache_folder() == Path("/somewhere/catopt_xp")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache.cache_folder() == Path.home() / ".cache" / "catopt_xp"
-    monkeypatch.setattr("sys.platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", "/local")
-    assert cache.cache_folder() == Path("/local/catopt_xp")
 
 
 def test_decoding_leaves_the_warning_filters_alone(folder: Path) -> None:
