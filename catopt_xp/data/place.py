@@ -15,8 +15,9 @@ from catopt_xp.backend.xp import Backend, NumpyBackend, backend_of, dtype_name
 from catopt_xp.data.dataset import DataSet
 from catopt_xp.data.resident import ResidentSet, labels_of, make_resident
 from catopt_xp.data.stream import WINDOWS, RowFile, StreamedDevSet, StreamedSet, find_rows, is_mapped
+from catopt_xp.nn.evaluation import EVALUATION_ROWS
 from catopt_xp.nn.labels import check_labels
-from catopt_xp.nn.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
+from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.nn.parameters import common_dtype
 from catopt_xp.training.checkpoint import Checkpoint
 from catopt_xp.training.plan import Plan

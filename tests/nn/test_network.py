@@ -15,8 +15,9 @@ import pytest
 from catopt_xp.backend import xp as backend_module
 from catopt_xp.backend.xp import Backend, NumpyBackend, backend_of
 from catopt_xp.engines.plain import PlainEngine, Settings
+from catopt_xp.nn.evaluation import EVALUATION_ROWS
 from catopt_xp.nn.first_layer import MIN_WIDTH, Batch
-from catopt_xp.nn.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
+from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import OPTIMIZERS, make_optimizer
 
