@@ -134,8 +134,8 @@ class FittedNetwork:
         """`coefs_` (n_in, n_out) and `intercepts_` (n_out,): views of the network's arrays, or a GPU's copied."""
         network = self._network
         host = {name: network.backend.to_host(x) for name, x in network.save().items()}  # sync
-        self.coefs_ = [host[f"W{k}"].T for k in range(network.layers)]
-        self.intercepts_ = [host[f"b{k}"].reshape(-1) for k in range(network.layers)]
+        self.coefs_ = [host[f"W{k}"].T for k in range(len(network.activation_func))]
+        self.intercepts_ = [host[f"b{k}"].reshape(-1) for k in range(len(network.activation_func))]
         self._published = [*self.coefs_, *self.intercepts_]
 
     def _move(self, backend: Backend) -> None:

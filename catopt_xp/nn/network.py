@@ -1,13 +1,12 @@
 """The model base and the fully connected network: forward, loss, backward.
 
 Arrays are `(features, samples)` as in the chapter; in memory a set is sample-major, so `X.T` is the
-C-contiguous `(m, n_x)` array from which rows are gathered (`blocks.py`).
+C-contiguous `(m, n_x)` array from which rows are gathered (`first_layer.py`).
 """
 
 from __future__ import annotations
 
 import abc
-import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from catopt_xp.backend.xp import Array, Backend, as_array, asnumpy, backend_of, get_backend
+from catopt_xp.backend.xp import Array, Backend, as_array, asnumpy, backend_of, dtype_name, get_backend
 from catopt_xp.nn.evaluation import EVALUATION_ROWS, Judge
 from catopt_xp.nn.first_layer import Batch
 from catopt_xp.nn.functional import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS, clipped_binary_loss, pixel_scale
 from catopt_xp.nn.labels import as_rows, check_labels, labels_for, weight_row
-from catopt_xp.nn.parameters import Parameters, common_dtype, layer_shapes
+from catopt_xp.nn.parameters import Parameters, common_dtype, is_bias, layer_shapes
 
 
 def checked_layout(neuron_cnt: Sequence[int], activation_func: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -186,29 +185,10 @@ class DeepNetwork(BaseRegressionModel):
             raise ValueError("DeepNetwork: dropout draws its masks from the seed, which is None; give a number")
         self.seed, self.dropout = None if seed is None else int(seed), float(dropout)
         self.position, self.clipped_loss = (0, 0), bool(clipped_loss)
-        self._place(Parameters.zeros(layer_shapes(self.neuron_cnt), self.dtype, get_backend(device)))
+        parameters = Parameters.zeros(layer_shapes(self.neuron_cnt), self.dtype, get_backend(device))
         if self.seed is not None:
-            self._initialise(self.seed)
-
-    def _place(self, parameters: Parameters) -> None:
-        self.parameters, self.backend = parameters, parameters.backend
-        self._float = parameters.flat.dtype
-        self._judge = Judge(self.activation_func[-1], self.neuron_cnt[-1], self._float, self.backend)
-        self._gradients: Parameters | None = None
-        self._trace: _Trace | None = None
-        self._batch: Batch | None = None
-
-    def _initialise(self, seed: int) -> None:
-        rng = np.random.Generator(np.random.PCG64(seed))
-        for k, (n_in, n_out) in enumerate(itertools.pairwise(self.neuron_cnt)):
-            draw = rng.standard_normal((n_out, n_in), dtype=np.dtype(self.dtype).type)
-            draw *= np.sqrt(2.0 / n_in).astype(draw.dtype)
-            self.parameters[f"W{k}"] = draw
-
-    @property
-    def layers(self) -> int:
-        """Number of layers with weights."""
-        return len(self.activation_func)
+            _initialise(parameters, self.seed)
+        self.__setstate__({"parameters": parameters})
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -235,13 +215,18 @@ class DeepNetwork(BaseRegressionModel):
         twin.__setstate__(self.__getstate__() | {"parameters": self.parameters.to(get_backend(device))})
         return twin
 
-    # A module cannot be copied or pickled, and what a pass left behind need not be: both are rebuilt.
+    # What a pass left behind need not be copied or pickled.
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if not k.startswith("_") and k != "backend"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._place(state["parameters"])
+        self.parameters: Parameters = state["parameters"]
+        self.backend, self._float = self.parameters.backend, self.parameters.flat.dtype
+        self._judge = Judge(self.activation_func[-1], self.neuron_cnt[-1], self._float, self.backend)
+        self._gradients: Parameters | None = None
+        self._trace: _Trace | None = None
+        self._batch: Batch | None = None
 
     def save(self) -> Parameters:
         """The parameters `W0, W1, …, b0, b1, …` as live views: what training changes, changes here."""
@@ -265,28 +250,17 @@ class DeepNetwork(BaseRegressionModel):
 
         Equation: `A0 = X; Z_k = W_k A_k + b_k; A_{k+1} = f_k(Z_k)`. Raises ValueError when X has other features.
         """
-        source, samples = self._samples(X)
+        source, samples = _samples(X, self.neuron_cnt[0], self.backend)
         with self.backend.activate():
             A = self.forward_rows(samples, slice(0, samples.shape[0]), train_mode)
         if train_mode:  # the next batch has another dropout mask
             self.position = (self.position[0], self.position[1] + 1)
         return A if source.device == self.backend.device else source.asarray(asnumpy(A))
 
-    def _samples(self, X: Array) -> tuple[Backend, Array]:
-        """Where X (n_x, m) comes from, and its samples as (m, n_x) on this network's device."""
-        source = backend_of(X)
-        X = as_array(X, "X", source, "give uint8 pixels or real numbers")
-        if X.ndim != 2 or X.shape[0] != self.neuron_cnt[0] or not X.shape[1]:
-            raise ValueError(
-                f"X has shape {tuple(X.shape)}, this network takes (n_x, m) with n_x = {self.neuron_cnt[0]} and m >= 1"
-                " (samples in columns; pass X.T if yours are in rows)"
-            )
-        return source, self.backend.asarray(X.T)
-
     def forward_rows(self, samples: Array, rows: Array | slice, train_mode: bool = True) -> Array:
         """`forward` of the chosen rows of a sample-major set (m, n_x) that lies on this network's device."""
         count = rows.stop - rows.start if isinstance(rows, slice) else rows.shape[0]
-        masks = self.dropout_masks(count) if train_mode and self.dropout else None
+        masks = dropout_masks(self, count) if train_mode else None
         batch = Batch(self.backend, self._float, samples, rows, count)
         trace = self._propagate(batch.times_weights(self.parameters["W0"]), masks)
         if train_mode:
@@ -299,13 +273,12 @@ class DeepNetwork(BaseRegressionModel):
         `Z`: `W0 X`, (units, m) in the network's dtype on its device, which is used up. Returns (n_out, m); keeps what
         `backward_to` needs, and applies dropout.
         """
-        masks = self.dropout_masks(Z.shape[1]) if self.dropout else None
-        self._trace = self._propagate(Z, masks)
+        self._trace = self._propagate(Z, dropout_masks(self, Z.shape[1]))
         return self._trace.probabilities
 
     def _propagate(self, Z: Array, masks: list[Array] | None = None) -> _Trace:
         """What follows on the first layer's product `Z` (units, m), which is used up."""
-        xp, last = self.backend.xp, self.layers - 1
+        xp, last = self.backend.xp, len(self.activation_func) - 1
         outputs: list[Array] = []  # f_k(Z_k), what the derivative needs
         inputs: list[Array] = []  # the same after dropout, what the next layer sees
         for k in range(last):
@@ -352,7 +325,7 @@ class DeepNetwork(BaseRegressionModel):
             dZ /= dZ.shape[1]
         else:
             dZ *= row / xp.sum(row)
-        for k in range(self.layers - 1, 0, -1):
+        for k in range(len(self.activation_func) - 1, 0, -1):
             self.backend.matmul(dZ, trace.inputs[k - 1].T, gradients[f"W{k}"])
             gradients[f"b{k}"][...] = xp.sum(dZ, axis=1, keepdims=True)
             dA = xp.matmul(self.parameters[f"W{k}"].T, dZ)  # (units of layer k-1, m)
@@ -391,7 +364,7 @@ class DeepNetwork(BaseRegressionModel):
         `X`: (n_x, m) of any device; `Y`, `weights`: as for `backward`. Runs in chunks, so memory stays bounded. A
         multi-label sample is right when all its labels are. Raises ValueError for shapes or labels that do not fit.
         """
-        _, samples = self._samples(X)
+        _, samples = _samples(X, self.neuron_cnt[0], self.backend)
         labels = as_rows(Y)
         self._judge.check_shape(labels, samples.shape[0])
         targets = check_labels(labels, self.activation_func[-1], self.neuron_cnt[-1], self.dtype)
@@ -419,12 +392,40 @@ class DeepNetwork(BaseRegressionModel):
         """`evaluate_rows` for whoever makes the first layer's product: `W0 X` (units, n) of some rows, used up."""
         return self._judge.means(lambda rows: self._propagate(product(rows)).logits, Y, weights)
 
-    def dropout_masks(self, count: int) -> list[Array]:
-        """One mask (units, m) per hidden layer: 0, or 1/(1 - dropout). A function of seed and position alone."""
-        rng = np.random.Generator(np.random.PCG64([self.seed or 0, DROPOUT_STREAM, *self.position]))
-        keep, dtype = 1.0 - self.dropout, np.dtype(self.dtype).type
-        draws = (rng.random((units, count), dtype=dtype) for units in self.neuron_cnt[1:-1])
-        return [self.backend.asarray((draw < keep).astype(dtype) / dtype(keep)) for draw in draws]
+
+def _initialise(parameters: Parameters, seed: int) -> None:
+    """Draws the weights, `W ~ N(0, 2/n_in)`, on the host."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    for name, (n_out, n_in) in parameters.shapes.items():
+        if not is_bias(name):
+            draw = rng.standard_normal((n_out, n_in), dtype=np.dtype(dtype_name(parameters.flat)).type)
+            draw *= np.sqrt(2.0 / n_in).astype(draw.dtype)
+            parameters[name] = draw
+
+
+def _samples(X: Array, n_x: int, backend: Backend) -> tuple[Backend, Array]:
+    """Returns the backend where X (n_x, m) lies, and its samples as (m, n_x) on this one."""
+    source = backend_of(X)
+    X = as_array(X, "X", source, "give uint8 pixels or real numbers")
+    if X.ndim != 2 or X.shape[0] != n_x or not X.shape[1]:
+        raise ValueError(
+            f"X has shape {tuple(X.shape)}, this network takes (n_x, m) with n_x = {n_x} and m >= 1"
+            " (samples in columns; pass X.T if yours are in rows)"
+        )
+    return source, backend.asarray(X.T)
+
+
+def dropout_masks(network: DeepNetwork, count: int) -> list[Array] | None:
+    """Draws a mask (units, count) for each hidden layer: 0, or 1/(1 - dropout). None without dropout.
+
+    Seed and position alone decide what is drawn.
+    """
+    if not network.dropout:
+        return None
+    rng = np.random.Generator(np.random.PCG64([network.seed or 0, DROPOUT_STREAM, *network.position]))
+    keep, dtype = 1.0 - network.dropout, np.dtype(network.dtype).type
+    draws = (rng.random((units, count), dtype=dtype) for units in network.neuron_cnt[1:-1])
+    return [network.backend.asarray((draw < keep).astype(dtype) / dtype(keep)) for draw in draws]
 
 
 @dataclass
