@@ -24,7 +24,7 @@ SAMPLES = 500  # evenly spaced ones of the training set, through which a unit co
 def summary(history: History, model: catopt_xp.DeepNetwork, samples: np.ndarray) -> dict[str, Any]:
     """Cost at the evaluated epochs, final accuracies, and the units of each hidden layer that are not always 0."""
     parameters, A, alive = model.save(), samples.T.astype(np.float32) / 255, []  # A: (n_x, m)
-    for k in range(model.layers - 1):
+    for k in range(len(model.activation_func) - 1):
         A = np.maximum(parameters[f"W{k}"] @ A + parameters[f"b{k}"], 0)
         alive.append(int((A > 0).any(axis=1).sum()))
     return {

@@ -283,7 +283,7 @@ def _layers(graph: _Graph, network: DeepNetwork, input: str, answer: str) -> Non
             product = graph.then("scaled_product0", "Mul", product, scale)
         # Not by Gemm: with an activation behind it, onnxruntime 1.17 fuses a Gemm of float64 into one it does not have.
         Z = graph.then(f"Z{k}", "Add", product, f"b{k}")
-        output = answer if k == network.layers - 1 else f"A{k + 1}"
+        output = answer if k == len(network.activation_func) - 1 else f"A{k + 1}"
         A = graph.then(output, OPERATORS[activation], Z, **({"axis": 1} if activation == "softmax" else {}))
 
 

@@ -18,7 +18,7 @@ from catopt_xp.backend.xp import Array, Backend, dtype_name, get_backend
 from catopt_xp.engines.cuda.engine import CoresEngine, CoresRankEngine, CudaEngine, CudaRankEngine
 from catopt_xp.engines.cuda.launches import plan_of
 from catopt_xp.engines.panels import PANEL
-from catopt_xp.engines.plain import PlainEngine, Settings
+from catopt_xp.engines.plain import PlainEngine, Settings, Weights
 from catopt_xp.io.console import Signals
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
@@ -33,14 +33,14 @@ MODES = ("eps_mode", "nesterov", "correct_param", "rate_inside")  # options that
 
 
 def self_check(
-    make: Callable[..., Any], optimizer: BaseOptimizer, samples: Array, model: DeepNetwork, penalised: bool = False
+    make: Callable[..., Any], optimizer: BaseOptimizer, samples: Array, model: DeepNetwork, by_formulas: bool = False
 ) -> str | None:
     """What differs between an engine and the plain one on this machine, or None; milliseconds, once per process.
 
     `make`: the engine's class, which has `next_product` beside what `PlainEngine` has; `optimizer`: of the kind and
     options to check; `samples`: the set, of which type and alignment count; `model`: the network, of which type, device
-    and whether it is of relu alone count; `penalised`: as in the run's settings. Then the rest of the network goes by
-    its formulas, as it does where no kernel knows it. Three steps with moments that are not 0 (a first step of Adam is
+    and whether it is of relu alone count; `by_formulas`: whether the rest of the network goes by its formulas, as it
+    does where no kernel knows it. Three steps with moments that are not 0 (a first step of Adam is
     lr*sign(g), whatever g's scale), on a ragged panel, with batches of 5, 5 and 3 samples.
     """
     decays = bool(optimizer.l2), bool(optimizer.weight_decay)
@@ -49,7 +49,7 @@ def self_check(
     kinds = str(samples.dtype), writeable, model.dtype, model.backend.device
     features = FEATURES if samples.shape[1] % 8 else ALIGNED_FEATURES
     first = "relu" if set(model.activation_func[:-1]) <= {"relu"} else "tanh"
-    by_formulas = penalised or model.kernel_obstacle is not None
+    by_formulas = by_formulas or model.kernel_obstacle is not None
     return _check(make, type(optimizer), decays, modes, *kinds, features, first, by_formulas)
 
 
@@ -90,7 +90,7 @@ def _check(
                     moment[...] = backend.asarray(1e-3 * draw.random(moment.shape), dtype=dtype)
             twin.steps = 3
             engines.append(
-                make_one(model, twin, samples, targets, backend, Settings(batch_size=5, penalised=by_formulas))
+                make_one(model, twin, samples, targets, backend, Settings(batch_size=5, squares=by_formulas))
             )
         plain, fused = engines
         for engine in engines:
@@ -131,6 +131,7 @@ def choose_engine(
     targets: Array,
     backend: Backend,
     settings: Settings,
+    weights: Weights | None = None,
     ranks: Ranks | None = None,
 ) -> tuple[PlainEngine, str]:
     """The engine for a run, and why it is that one. Arguments after `engine` (one of ENGINES) as for `PlainEngine`.
@@ -140,24 +141,26 @@ def choose_engine(
     """
     if ranks is not None and ranks.size > 1:
         return rank_engine(ranks, engine, model, optimizer, samples, targets, backend, settings)
-    obstacle = "as asked" if engine == "plain" else panel_obstacle(model, optimizer, samples, backend, settings)
+    parts, weighted = (model, optimizer, samples, backend, settings), weights is not None
+    obstacle = "as asked" if engine == "plain" else panel_obstacle(*parts, weighted)
     if obstacle is None and engine == "auto" and backend.name == "numpy":
-        obstacle = slower_with_panels(samples, model, settings)
+        obstacle = slower_with_panels(samples, model, settings, weighted)
     if engine == "panels" and obstacle is not None:
         raise ValueError(f'engine "panels" cannot run this: {obstacle}; leave engine at "auto"')
     if obstacle is None:
         assert isinstance(model, DeepNetwork)
         for make in _panel_engines(backend):
             with Signals() as signals:  # numba loses an exception that comes while it compiles
-                failure = check_failure(make, model, optimizer, samples, backend, settings)
+                failure = check_failure(make, model, optimizer, samples, backend, settings, weighted)
             if signals.received:
                 raise KeyboardInterrupt
             if failure is None:
                 why = "as asked" if engine == "panels" else "the fastest that can run this"
-                return make(model, optimizer, samples, targets, backend, settings), obstacle or why
+                given = () if weights is None else (weights,)  # which a GPU's engines do not take
+                return make(model, optimizer, samples, targets, backend, settings, *given), obstacle or why
             obstacle = f"the panel engine failed its check: {failure}"
             warnings.warn(f"{obstacle}; a slower one runs instead", RuntimeWarning, stacklevel=2)
-    return PlainEngine(model, optimizer, samples, targets, backend, settings), obstacle or ""
+    return PlainEngine(model, optimizer, samples, targets, backend, settings, weights), obstacle or ""
 
 
 def _panel_engines(backend: Backend) -> list[type[PlainEngine]]:
@@ -176,13 +179,14 @@ def check_failure(
     samples: Array,
     backend: Backend,
     settings: Settings,
+    weighted: bool = False,
 ) -> str | None:
     """Why the panel engine cannot be trusted on this machine, or None: its check fails, or its kernels do not run.
 
     On a CPU too: what compiles them is another release with each numba.
     """
     try:
-        failure = self_check(make, optimizer, samples, model, settings.penalised)
+        failure = self_check(make, optimizer, samples, model, settings.squares or weighted)
     except Exception as error:
         if backend.name == "numpy" and isinstance(error, MemoryError):  # the plain engine has no more of it
             raise
@@ -191,9 +195,14 @@ def check_failure(
 
 
 def panel_obstacle(
-    model: BaseRegressionModel, optimizer: BaseOptimizer, samples: Array, backend: Backend, settings: Settings
+    model: BaseRegressionModel,
+    optimizer: BaseOptimizer,
+    samples: Array,
+    backend: Backend,
+    settings: Settings,
+    weighted: bool = False,
 ) -> str | None:
-    """Why the panel engine cannot run this, or None where it can."""
+    """Why the panel engine cannot run this, or None where it can; `weighted`: whether samples have weights."""
     kind = type(optimizer)
     if backend.name not in ("numpy", "cupy"):
         return f"the panel engine runs on a CPU or an NVIDIA GPU, not on {backend.device}"
@@ -214,15 +223,24 @@ def panel_obstacle(
     flags = samples.flags
     if not (flags.c_contiguous and getattr(flags, "aligned", True) and getattr(samples.dtype, "isnative", True)):
         return "the set's samples do not lie one after the other in memory, aligned and in this machine's byte order"
-    return numba_obstacle() if backend.name == "numpy" else gpu_obstacle(model, optimizer, samples, backend, settings)
+    if backend.name == "numpy":
+        return numba_obstacle()
+    return gpu_obstacle(model, optimizer, samples, backend, settings, weighted)
 
 
 def gpu_obstacle(
-    model: DeepNetwork, optimizer: BaseOptimizer, samples: Array, backend: Backend, settings: Settings
+    model: DeepNetwork,
+    optimizer: BaseOptimizer,
+    samples: Array,
+    backend: Backend,
+    settings: Settings,
+    weighted: bool = False,
 ) -> str | None:
     """Why the kernels for a GPU cannot run this, or None where they can."""
-    if settings.penalised:
+    if settings.squares:
         return "its kernels do not add up the squares of the weights"
+    if weighted:
+        return "its kernels know no weights of samples"
     if model.kernel_obstacle is not None:
         return model.kernel_obstacle
     if model.dropout:
@@ -252,11 +270,13 @@ def numba_obstacle() -> str | None:
     return "NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else None
 
 
-def slower_with_panels(samples: Array, model: BaseRegressionModel, settings: Settings) -> str | None:
+def slower_with_panels(
+    samples: Array, model: BaseRegressionModel, settings: Settings, weighted: bool = False
+) -> str | None:
     """Why the plain engine is the faster one, or None: a rule from measured times (benchmarks/growth.py)."""
     m, n_x = samples.shape
     units = model.save()["W0"].shape[0]
-    if n_x < PANEL and isinstance(model, DeepNetwork) and (settings.penalised or model.kernel_obstacle):
+    if n_x < PANEL and isinstance(model, DeepNetwork) and (settings.squares or weighted or model.kernel_obstacle):
         return f"the faster one for fewer than {PANEL} features with a loss like this"
     numbers = units * min(m, settings.batch_size)
     if numbers >= max(LARGE, LARGE_PRODUCTS * n_x):

@@ -23,6 +23,7 @@ from catopt_xp.nn.parameters import Parameters, common_dtype, is_bias
 from catopt_xp.optim.base import BaseOptimizer
 
 Rows = NDArray[np.int64]
+Weights = NDArray[np.float64]
 
 SQUARED = 65536  # weights whose squares are added at a time
 LARGE = 1_000_000  # multiplications of a product from which several threads pay
@@ -34,9 +35,9 @@ class Settings:
     """What shapes an epoch: batches, their order in accumulation, and whether the schedule moves by step.
 
     `pause_every`: updates, counted from the first epoch, after which the caller wants to look at the model; an engine
-    that makes several updates at a time stops there. `penalised`: whether the caller asks for `weight_squares` between
-    the steps, which are made one at a time then. `m`: samples of the set, where `samples` are places through which it
-    is streamed.
+    that makes several updates at a time stops there. `squares`: whether the sum of the squares of all weights before
+    each batch is kept beside its loss, for a caller that reports an L2 penalty. `m`: samples of the set, where
+    `samples` are places through which it is streamed.
     """
 
     batch_size: int
@@ -44,7 +45,7 @@ class Settings:
     accumulate: int = 1
     schedule_by_step: bool = False
     pause_every: int | None = None
-    penalised: bool = False
+    squares: bool = False
     m: int | None = None
 
 
@@ -52,8 +53,9 @@ class PlainEngine:
     """Runs mini-batch steps of `model` and `optimizer` over a resident set.
 
     `samples`: (m, n_x) on `backend`, uint8 or float; `targets`: (·, m) on `backend`. The last batch of an epoch may be
-    short: its loss and gradient are means over its own samples. Where `Settings.m` is given, rows are those that
-    `order` names, of however many there are, and hold what is to be trained when a step is asked for.
+    short: its loss and gradient are means over its own samples. `weights`: of samples, (m,) on the host, or None where
+    all are 1: losses and gradients are weighted means then. Where `Settings.m` is given, rows are those that `order`
+    names, of however many there are, and hold what is to be trained when a step is asked for.
     """
 
     name = "plain"
@@ -66,6 +68,7 @@ class PlainEngine:
         targets: Array,
         backend: Backend,
         settings: Settings,
+        weights: Weights | None = None,
     ) -> None:
         self.model, self.optimizer, self.backend, self.settings = model, optimizer, backend, settings
         self.samples, self.targets = samples, targets
@@ -75,6 +78,10 @@ class PlainEngine:
         # The mini-batch losses of this epoch; they stay on the device until `fetch_losses`.
         self.loss_dtype = common_dtype(model.save())
         self.losses = backend.zeros((len(self.lengths),), self.loss_dtype)
+        self.weights = weights
+        self._weights = None if weights is None else backend.asarray(weights, dtype=self.loss_dtype)
+        self.sizes: Sequence[float] = self.lengths  # what the sums over each batch of this epoch are divided by
+        self._squares: list[Array] = []  # of this epoch's batches, with `Settings.squares`
         # Products use one thread, unless they are large enough to gain by more, and not cut for threads already.
         later = [p.shape for name, p in model.save().items() if name.startswith("W") and name != "W0"]
         self._narrow = all(min(shape) <= WIDE for shape in later) and not self._whole_and_large()
@@ -106,6 +113,7 @@ class PlainEngine:
         `order`: (m,) row numbers, on the host; `following`: those of the next epoch, if there is one. An engine that
         works ahead makes use of them; this one does not.
         """
+        self._begin_epoch(order)
         rows = self.backend.asarray(order)
         for start in range(first, self.batches, self.settings.accumulate):
             group = range(start, min(self.batches, start + self.settings.accumulate))
@@ -114,6 +122,22 @@ class PlainEngine:
             with self.backend.single_threaded() if self._narrow else nullcontext():
                 self._update(epoch, [(k, rows[self.slices[k]]) for k in group])
             yield group.stop
+
+    def _begin_epoch(self, order: Rows) -> None:
+        """Finds what the sums over each batch are divided by: its samples, or the sum of their weights."""
+        self._squares = []
+        if self.weights is not None:
+            self.sizes = [float(self.weights[order[part]].sum()) for part in self.slices]
+            if 0.0 in self.sizes:
+                raise ValueError(
+                    "the sample weights of a mini-batch are all zero; leave such samples out, or enlarge batch_size"
+                )
+
+    def _begin_batch(self, k: int) -> None:
+        """Tells the optimizer how large the batch is, and keeps the squares of the weights where they are asked for."""
+        self.optimizer.samples = self.sizes[k]
+        if self.settings.squares:
+            self._squares.append(self._sum_of_squares())
 
     def versions(self) -> dict[str, str]:
         """What computes besides the backend, by name: another version of it may give other bits."""
@@ -133,49 +157,56 @@ class PlainEngine:
             self._gradient(epoch, *group[0])
             optimizer.update(self.model.get_grad_dict())
             return
-        samples_in_group = sum(self.lengths[k] for k, _ in group)
+        size = sum(self.sizes[k] for k, _ in group)
         optimizer.zero_grad()
         for k, rows in group:
             self._gradient(epoch, k, rows)
-            share = {"weight": self.lengths[k] / samples_in_group} if len(group) > 1 else {}
+            share = {"weight": self.sizes[k] / size} if len(group) > 1 else {}
             optimizer.add_grad(self.model.get_grad_dict(), **share)
+        optimizer.samples = size
         optimizer.step()
 
     def _gradient(self, epoch: int, k: int, rows: Array) -> None:
+        self._begin_batch(k)
         self.model.position = (epoch, k)
         labels = self.backend.xp.take(self.targets, rows, axis=1)
+        given = () if self._weights is None else (self.backend.xp.take(self._weights, rows, axis=0),)
         probabilities = self.model.forward_rows(self.samples, rows)
-        loss = self.model.backward(labels)
-        self.losses[k] = self.model.loss(labels, probabilities) if loss is None else loss
+        loss = self.model.backward(labels, *given)
+        self.losses[k] = self.model.loss(labels, probabilities, *given) if loss is None else loss
 
-    def evaluate(self, samples: Array, targets: Array) -> tuple[float, float]:
-        """Accuracy in [0, 1] and mean loss over a set as the engine takes it, with the weights as they are."""
+    def evaluate(self, samples: Array, targets: Array, weights: Array | None = None) -> tuple[float, float]:
+        """Accuracy in [0, 1] and mean loss over a set as the engine takes it, with the network as it is now.
+
+        `weights`: of these samples, (m,); None: all are 1.
+        """
         self.settle()
-        return self.model.evaluate_rows(samples, targets)
+        given = () if weights is None else (weights,)  # a model of one's own may know none
+        return self.model.evaluate_rows(samples, targets, *given)
 
-    def weight_squares(self) -> Array:
-        """The sum of the squares of all weights, biases not, as they are between two steps: 0-d, on the device."""
-        tasks, weights = self.backend.tasks, self.weights()
+    def _sum_of_squares(self) -> Array:
+        """The sum of the squares of all weights, without biases: 0-d, on the device."""
+        tasks, weights = self.backend.tasks, self._flat_weights()
         if tasks == 1 or sum(x.shape[0] for x in weights) < tasks * SQUARED:
-            return self._squares(weights)
+            return self._squares_of(weights)
         pieces = [x[a : a + SQUARED] for x in weights for a in range(0, x.shape[0], SQUARED)]
-        first, *others = self.backend.run([partial(self._squares, share) for share in deal(pieces, tasks)])
+        first, *others = self.backend.run([partial(self._squares_of, share) for share in deal(pieces, tasks)])
         return sum(others, start=first)
 
-    def weights(self) -> list[Array]:
-        """All weights as flat arrays, wherever they are while the engine runs."""
+    def _flat_weights(self) -> list[Array]:
+        """All weights of the network as flat arrays, wherever they are while the engine runs."""
         parameters = self.model.save()
         if isinstance(parameters, Parameters):
             return [parameters.flat[: parameters.n_weights]]
         return [self.backend.xp.reshape(x, (-1,)) for name, x in parameters.items() if not is_bias(name)]
 
-    def _squares(self, pieces: Sequence[Array]) -> Array:
+    def _squares_of(self, pieces: Sequence[Array]) -> Array:
         first, *others = (self.backend.xp.matmul(x, x) for x in pieces)
         return sum(others, start=first)
 
-    def fetch_squares(self, squares: Sequence[Array]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """Answers of `weight_squares` as one array on the host, in one transfer."""
-        return self.backend.to_host(self.backend.xp.stack(list(squares))).astype(np.float64)  # sync
+    def fetch_squares(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """Returns the squares that `Settings.squares` asks for, (batches,), in one transfer."""
+        return self.backend.to_host(self.backend.xp.stack(self._squares)).astype(np.float64)  # sync
 
     def fetch_losses(self) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         """The losses of this epoch's batches, (batches,): the one transfer of an epoch."""

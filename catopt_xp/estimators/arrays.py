@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend.xp import Array, Backend, as_array, asnumpy, backend_of, dtype_name, get_backend
+from catopt_xp.backend.xp import Array, Backend, asnumpy, backend_of, dtype_name, get_backend
 
 CHECK_NUMBERS = 1 << 24  # looked at together when values are checked
 LARGE_STEP = 2e7  # operations of a step from which a GPU gains: one takes some 0.6 ms there, however small
@@ -122,23 +122,6 @@ def checked_samples(X: Array, home: Backend, pixels: bool) -> Array:
         if not all(bool(part) for part in finite):  # sync
             raise ValueError("X contains NaN or infinity; replace them first")
     return X
-
-
-def checked_weights(sample_weight: Any, m: int) -> np.ndarray[Any, Any]:
-    """Weights of m samples as float64 on the host, (m,). Raises ValueError, saying in a line what is wrong.
-
-    >>> checked_weights([0, 0], 2)
-    Traceback (most recent call last):
-    ValueError: sample_weight is zero for every sample; there is nothing to learn
-    """
-    weights = np.asarray(as_array(as_host(sample_weight, "sample_weight"), "sample_weight"), dtype=np.float64)
-    if weights.shape != (m,):
-        raise ValueError(f"sample_weight has shape {weights.shape}; give ({m},), a number for each sample")
-    if not np.isfinite(weights).all():
-        raise ValueError("sample_weight contains NaN or infinity; replace them first")
-    if not weights.any():
-        raise ValueError("sample_weight is zero for every sample; there is nothing to learn")
-    return weights
 
 
 HostArray = NDArray[Any]

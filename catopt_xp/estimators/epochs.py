@@ -32,12 +32,11 @@ def initial_network(
     `b = sqrt(6/(n_in + n_out))`, with 2 instead of 6 for sigmoid layers; layer by layer, weights (n_in, n_out) first.
     """
     names = [*[hidden] * (len(units) - 2), output]
-    network = DeepNetwork(units, names, seed=None, dtype=dtype, device=backend)
+    network = DeepNetwork(units, names, seed=None, dtype=dtype, device=backend, clipped_loss=True)
     for k, (n_in, n_out) in enumerate(itertools.pairwise(units)):
         bound = math.sqrt((2.0 if hidden == "sigmoid" else 6.0) / (n_in + n_out))
         network.save()[f"W{k}"] = rng.uniform(-bound, bound, (n_in, n_out)).astype(dtype).T
         network.save()[f"b{k}"] = rng.uniform(-bound, bound, n_out).astype(dtype).reshape(-1, 1)
-    network.clips = True
     return network
 
 
@@ -48,13 +47,10 @@ def shuffled(order: Rows, rng: np.random.RandomState) -> Rows:
     return order[places]
 
 
-def with_weights(network: DeepNetwork, targets: HostArray, weights: HostArray | None) -> Array:
-    """Targets (·, m), on the network's device, with the weights of samples (m,) as a last row where there are any."""
-    network.weighted = weights is not None
-    if weights is not None:
-        targets = np.concatenate([targets, weights.reshape(1, -1)])
-    kept = weights is None and network.activation_func[-1] == "softmax"  # numbers of classes
-    return network.backend.asarray(targets, dtype="int64" if kept else network.dtype)
+def placed_targets(network: DeepNetwork, targets: HostArray) -> Array:
+    """Targets (·, m) on the network's device, in the dtype that its loss takes."""
+    classes = network.activation_func[-1] == "softmax"
+    return network.backend.asarray(targets, dtype="int64" if classes else network.dtype)
 
 
 class Training:
@@ -79,11 +75,10 @@ class Training:
         engine: str,
     ) -> None:
         self.network, self.optimizer = network, optimizer
-        self.penalty, self.loss_scale, self.weights = penalty, loss_scale, weights
-        optimizer.l2 = penalty / batch_size
-        on_device, settings = with_weights(network, targets, weights), Settings(batch_size, penalised=penalty > 0)
+        self.penalty, self.loss_scale, optimizer.l2 = penalty, loss_scale, penalty
+        on_device, settings = placed_targets(network, targets), Settings(batch_size, squares=penalty > 0)
         self.engine, self.engine_reason = choose_engine(
-            engine, network, optimizer, samples, on_device, network.backend, settings
+            engine, network, optimizer, samples, on_device, network.backend, settings, weights
         )
 
     def epochs(self, count: int, rng: np.random.RandomState, shuffle: bool) -> Generator[float]:
@@ -109,7 +104,6 @@ class Training:
         finally:
             if following is not None:
                 rng.set_state(drawn)
-            self.optimizer.l2_ahead = None
             self.engine.settle()
 
     @staticmethod
@@ -118,28 +112,12 @@ class Training:
 
     def _epoch(self, epoch: int, order: Rows, following: Rows | None) -> float:
         engine, lengths = self.engine, np.array(self.engine.lengths)
-        sizes, squares = self._sizes(order), []
-        if self.penalty:
-            self.optimizer.l2_ahead = iter((self.penalty / sizes).tolist())
-            squares.append(engine.weight_squares())
-        for done in engine.steps(epoch, order, 0, following):
-            if self.penalty and done < engine.batches:
-                squares.append(engine.weight_squares())
+        for _ in engine.steps(epoch, order, 0, following):
+            pass
         losses = engine.fetch_losses().astype(np.float64) * self.loss_scale
         if self.penalty:
-            losses += 0.5 * self.penalty * engine.fetch_squares(squares) / sizes
+            losses += 0.5 * self.penalty * engine.fetch_squares() / np.array(engine.sizes, dtype=np.float64)
         return float((losses * lengths).sum() / lengths.sum())
-
-    def _sizes(self, order: Rows) -> NDArray[np.float64]:
-        """What the sums over each batch are divided by: its samples, or the sum of their weights."""
-        if self.weights is None:
-            return np.array(self.engine.lengths, dtype=np.float64)
-        sums = [float(self.weights[order[part]].sum()) for part in self.engine.slices]
-        if 0.0 in sums:
-            raise ValueError(
-                "the sample weights of a mini-batch are all zero; leave such samples out, or enlarge batch_size"
-            )
-        return np.array(sums)
 
 
 def answers(network: DeepNetwork, samples: Array) -> Array:
@@ -156,15 +134,22 @@ def answers(network: DeepNetwork, samples: Array) -> Array:
 class Cost:
     """The mean loss of a set with an L2 penalty, and its gradient, as a function of all parameters.
 
-    `network`: of float64, which is what SciPy works in; `samples`: (m, n_x) on its device; `targets`: (·, m) there;
-    `size`: samples, or the sum of their weights; the rest as for `Training`.
+    `network`: of float64, which is what SciPy works in; the rest as for `Training`.
     """
 
     def __init__(
-        self, network: DeepNetwork, samples: Array, targets: Array, size: float, penalty: float, loss_scale: float
+        self,
+        network: DeepNetwork,
+        samples: Array,
+        targets: HostArray,
+        weights: HostArray | None,
+        penalty: float,
+        loss_scale: float,
     ) -> None:
-        self.network, self.samples, self.targets = network, samples, targets
-        self.size, self.penalty, self.loss_scale = size, penalty, loss_scale
+        self.network, self.samples, self.targets = network, samples, placed_targets(network, targets)
+        self.weights = None if weights is None else network.backend.asarray(weights, dtype=network.dtype)
+        self.size = samples.shape[0] if weights is None else float(weights.sum())
+        self.penalty, self.loss_scale = penalty, loss_scale
 
     def __call__(self, x: HostArray) -> tuple[float, HostArray]:
         """The cost at x, (parameters,), and its gradient."""
@@ -173,7 +158,7 @@ class Cost:
         with backend.activate(), np.errstate(over="ignore", invalid="ignore"):
             parameters.flat[...] = backend.asarray(x)
             network.forward_rows(self.samples, slice(0, self.samples.shape[0]))
-            loss = float(network.backward(self.targets)) * self.loss_scale  # sync
+            loss = float(network.backward(self.targets, self.weights)) * self.loss_scale  # sync
             gradient = np.array(backend.to_host(network.get_grad_dict().flat))  # sync
         weights = x[: parameters.n_weights]
         gradient[: parameters.n_weights] += self.penalty / self.size * weights

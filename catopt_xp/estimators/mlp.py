@@ -15,12 +15,18 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+try:
+    import sklearn  # noqa: F401
+except ModuleNotFoundError as error:
+    message = 'MLPClassifier and MLPRegressor need scikit-learn: pip install "catopt-xp[sklearn]"'
+    raise ModuleNotFoundError(message, name="sklearn") from error
+
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, column_or_1d
-from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -31,12 +37,12 @@ from catopt_xp.estimators.arrays import (
     as_host,
     backend_for,
     checked_samples,
-    checked_weights,
     home_of,
     in_kind_of,
 )
-from catopt_xp.estimators.epochs import Cost, Training, answers, initial_network, minimise, with_weights
+from catopt_xp.estimators.epochs import Cost, Training, answers, initial_network, minimise
 from catopt_xp.estimators.parameters import HIDDEN, LearningRate, check_parameters, layer_sizes, make_solver, penalty_of
+from catopt_xp.nn.labels import sample_weights
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.schedules import Scheduler
@@ -128,8 +134,8 @@ class FittedNetwork:
         """`coefs_` (n_in, n_out) and `intercepts_` (n_out,): views of the network's arrays, or a GPU's copied."""
         network = self._network
         host = {name: network.backend.to_host(x) for name, x in network.save().items()}  # sync
-        self.coefs_ = [host[f"W{k}"].T for k in range(network.layers)]
-        self.intercepts_ = [host[f"b{k}"].reshape(-1) for k in range(network.layers)]
+        self.coefs_ = [host[f"W{k}"].T for k in range(len(network.activation_func))]
+        self.intercepts_ = [host[f"b{k}"].reshape(-1) for k in range(len(network.activation_func))]
         self._published = [*self.coefs_, *self.intercepts_]
 
     def _move(self, backend: Backend) -> None:
@@ -237,7 +243,7 @@ class FittedNetwork:
             batch_size = m
         penalty = penalty_of(given)
         if self._optimizer is None or not incremental or self._solver != given["solver"]:
-            self._optimizer = make_solver(given, self._network.save(), penalty / batch_size)
+            self._optimizer = make_solver(given, self._network.save())
             self._solver = given["solver"]
         engine = given["engine"]
         if engine == "auto" and incremental and m <= FEW_BATCHES * batch_size:
@@ -281,13 +287,11 @@ class FittedNetwork:
         """L-BFGS over the whole set, in float64 whatever the samples are."""
         given, network = self._given(), self._network
         if network.dtype != "float64":
-            double = DeepNetwork(network.neuron_cnt, network.activation_func, None, "float64", device=network.backend)
-            double.load(network.save())
-            double.clips, self._network = network.clips, double
-        size = samples.shape[0] if weights is None else float(weights.sum())
-        on_device = with_weights(self._network, targets, weights)
+            same = network.architecture | {"dtype": "float64"}
+            self._network = DeepNetwork(**same, device=network.backend)
+            self._network.load(network.save())
         result = minimise(
-            Cost(self._network, samples, on_device, size, penalty_of(given), self._loss_scale()),
+            Cost(self._network, samples, targets, weights, penalty_of(given), self._loss_scale()),
             given["tol"],
             given["max_iter"],
             given["max_fun"],
@@ -295,13 +299,6 @@ class FittedNetwork:
         self._optimizer = None
         self.n_iter_, self.loss_ = min(int(result.nit), int(given["max_iter"])), float(result.fun)
         return None if result.status == 0 else f"lbfgs ended after {self.n_iter_} iterations: {result.message}"
-
-
-try:
-    import sklearn  # noqa: F401
-except ModuleNotFoundError as error:
-    message = 'MLPClassifier and MLPRegressor need scikit-learn: pip install "catopt-xp[sklearn]"'
-    raise ModuleNotFoundError(message, name="sklearn") from error
 
 
 class _Estimator(FittedNetwork, BaseEstimator):  # type: ignore[misc]
@@ -317,7 +314,7 @@ class _Estimator(FittedNetwork, BaseEstimator):  # type: ignore[misc]
 
     def _weights(self, y: HostArray, sample_weight: Any, incremental: bool) -> HostArray | None:
         """The samples' weights (m,), or None where all are 1."""
-        return None if sample_weight is None else checked_weights(sample_weight, len(y))
+        return sample_weights(as_host(sample_weight, "sample_weight"), None, None, y.shape[0])
 
     def _given(self) -> dict[str, Any]:
         given: dict[str, Any] = self.get_params(deep=False)
@@ -371,7 +368,6 @@ class _Estimator(FittedNetwork, BaseEstimator):  # type: ignore[misc]
         try:
             warning = self._train(samples, y, targets, weights, rng, incremental)
         finally:
-            self._network.weighted = False  # labels come without weights again
             self._publish()
         if not all(np.isfinite(x).all() for x in (*self.coefs_, *self.intercepts_)):
             raise ValueError("the weights are no longer finite numbers: scale X, or lower learning_rate_init")
@@ -599,15 +595,12 @@ class MLPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         return self._labels.output, self._labels.units
 
     def _weights(self, y: HostArray, sample_weight: Any, incremental: bool) -> HostArray | None:
-        weights = super()._weights(y, sample_weight, incremental)
-        if self.class_weight is None:
-            return weights
         if incremental and self.class_weight == "balanced":
             raise ValueError(
                 'class_weight="balanced" needs all labels at once, which partial_fit never sees; give a dict'
             )
-        by_class: HostArray = compute_sample_weight(self.class_weight, y)
-        return by_class if weights is None else weights * by_class
+        labels = y.toarray() if hasattr(y, "toarray") else y
+        return sample_weights(as_host(sample_weight, "sample_weight"), self.class_weight, labels.T, y.shape[0])
 
     def _score_of(self, answer: HostArray, y: HostArray, weights: HostArray | None) -> float:
         return float(accuracy_score(y, self._labels.decode(answer), sample_weight=weights))

@@ -127,11 +127,12 @@ def penalty_of(given: Mapping[str, Any]) -> float:
     return 0.0 if given["solver"] == "adamw" else float(given["alpha"])
 
 
-def make_solver(given: Mapping[str, Any], param_dict: Mapping[str, Array], l2: float) -> BaseOptimizer:
-    """The optimizer that follows a solver's rule with these parameters; `l2`: of a whole mini-batch."""
+def make_solver(given: Mapping[str, Any], param_dict: Mapping[str, Array]) -> BaseOptimizer:
+    """Makes the optimizer that follows a solver's rule with these parameters."""
     rate, momentum, eps = given["learning_rate_init"], given["momentum"], given["epsilon"]
     betas = given["beta_1"], given["beta_2"]
-    options: dict[str, Any] = {"lr_scheduler": given["lr_scheduler"] or const_lr, "l2": l2}
+    options: dict[str, Any] = {"lr_scheduler": given["lr_scheduler"] or const_lr}
+    options |= {"l2": penalty_of(given), "l2_per_batch": True}
     match given["solver"]:
         case "sgd" if momentum == 0:
             return GradientDescent(param_dict, rate, **options)

@@ -57,6 +57,7 @@ class BaseOptimizer(abc.ABC):
     `learning_rate`: at epoch 0, per step, positive. `lr_scheduler`: `(learning_rate, epoch) -> learning rate`.
     `weight_decay`: decoupled, `p -= lr*weight_decay*p` before the step (Loshchilov & Hutter 2019); `l2`: coupled,
     `g += l2*p`; both leave biases alone. `clip_norm`: the global gradient norm is scaled down to this.
+    `l2_per_batch`: `l2` belongs to the sum of a batch's losses, as scikit-learn's alpha does: `g += l2/samples * p`.
 
     Raises ValueError for a number out of range, TypeError for a schedule that is no function, ValueError or TypeError
     for what cannot be updated in place.
@@ -65,8 +66,8 @@ class BaseOptimizer(abc.ABC):
     moment_names: ClassVar[tuple[str, ...]] = ()
     kernel: ClassVar[str] = ""  # the rule in CUDA C++: p, g, the moments by name, scalars by name
     conventions: ClassVar[dict[str, dict[str, Any]]] = {"chapter": {}, "torch": {}, "keras": {}}
-    l2_ahead: Iterator[float] | None = None
-    """The l2 of the steps to come, where each has its own: a step takes the next one (scikit-learn's is by batch)."""
+    samples: float = 1.0
+    """Samples of the batch that the next step is made from, or the sum of their weights; set by the engine."""
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class BaseOptimizer(abc.ABC):
         weight_decay: float = 0.0,
         l2: float = 0.0,
         clip_norm: float | None = None,
+        l2_per_batch: bool = False,
     ) -> None:
         name = type(self).__name__
         self.param_dict = param_dict
@@ -88,6 +90,7 @@ class BaseOptimizer(abc.ABC):
         self.lr_scheduler = lr_scheduler
         self.weight_decay = _number(name, "weight_decay", weight_decay, "at least 0")
         self.l2 = _number(name, "l2", l2, "at least 0")
+        self.l2_per_batch = bool(l2_per_batch)
         self.clip_norm = None if clip_norm is None else _number(name, "clip_norm", clip_norm, "positive")
         self.epoch: float = 0
         self.steps = 0
@@ -131,6 +134,11 @@ class BaseOptimizer(abc.ABC):
             raise ValueError(f"{told}; a learning rate is finite and not negative")
         return rate
 
+    @property
+    def step_l2(self) -> float:
+        """The factor of coupled L2 in the next step: `l2`, or `l2 / samples` with `l2_per_batch`."""
+        return self.l2 / self.samples if self.l2_per_batch else self.l2
+
     def increase_epoch(self) -> None:
         """Says that an epoch has ended, for the schedule."""
         self.epoch = math.floor(self.epoch) + 1
@@ -171,8 +179,6 @@ class BaseOptimizer(abc.ABC):
     def advance(self) -> dict[str, float]:
         """Counts a step and returns its numbers: the first half of `update`, for an engine that updates by parts."""
         self.steps += 1
-        if self.l2_ahead is not None:
-            self.l2 = next(self.l2_ahead)
         return self.scalars()
 
     def update_after(self, name: str, gradient: Parameters, scalars: dict[str, float]) -> None:
@@ -212,15 +218,15 @@ class BaseOptimizer(abc.ABC):
     ) -> None:
         """The rule over slices that stay in cache, dealt into tasks; values do not depend on how it is cut."""
         p, moments = group.parameter, group.moments
-        shrink = 1.0 - self.learning_rate * self.weight_decay
+        shrink, l2 = 1.0 - self.learning_rate * self.weight_decay, self.step_l2
 
         def update(slices: Sequence[tuple[Any, bool]]) -> None:
             for part, decayed in slices:
                 weights, gradient = p[part], g[part]
                 if clip is not None:
                     gradient = gradient * clip
-                if self.l2 and decayed:
-                    penalty = self.l2 * weights
+                if l2 and decayed:
+                    penalty = l2 * weights
                     penalty += gradient
                     gradient = penalty
                 if self.weight_decay and decayed:
@@ -240,7 +246,7 @@ class BaseOptimizer(abc.ABC):
         self, backend: Backend, group: _Group, g: Array, scalars: dict[str, float], clip: Array | None
     ) -> None:
         """One kernel launch over the whole group; scalars travel as kernel arguments."""
-        values = scalars | {"l2": self.l2, "shrink": 1.0 - self.learning_rate * self.weight_decay}
+        values = scalars | {"l2": self.step_l2, "shrink": 1.0 - self.learning_rate * self.weight_decay}
         body = (
             ("T g = gradient * clip[0]; " if clip is not None else "T g = gradient; ")
             + "if (i < decayed) { g += l2 * p; p *= shrink; } "
@@ -262,13 +268,14 @@ class BaseOptimizer(abc.ABC):
     @property
     def options(self) -> dict[str, Any]:
         """The constructor's options by name, JSON-able: what a checkpoint says of this optimizer."""
-        return {
+        described = {
             "learning_rate": self.learning_rate_zero,
             "lr_scheduler": describe(self.lr_scheduler),
             "weight_decay": self.weight_decay,
             "l2": self.l2,
             "clip_norm": self.clip_norm,
         }
+        return described | ({"l2_per_batch": True} if self.l2_per_batch else {})
 
     def save(self) -> dict[str, Any]:
         """State by name: `steps`, `epoch`, and a live array for each moment of each parameter (`m/W0`, …)."""

@@ -161,7 +161,7 @@ def group(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 COUNTERS = ("name", "steps", "epoch")
-ARCHITECTURE = frozenset({"neuron_cnt", "activation_func", "seed", "dtype", "dropout"})  # of a DeepNetwork
+ARCHITECTURE = frozenset({"neuron_cnt", "activation_func", "seed", "dtype", "dropout", "clipped_loss"})
 MOST_EPOCHS = 1 << 53  # which nobody reaches: larger numbers are no numbers of epochs or batches
 
 

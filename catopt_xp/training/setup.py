@@ -19,8 +19,9 @@ from catopt_xp.data.place import Sets, bytes_on_device, place, place_whole
 from catopt_xp.data.resident import PIXELS_OR_NUMBERS, SampleLayout
 from catopt_xp.engines.plain import Settings
 from catopt_xp.io.console import plain, warn
+from catopt_xp.nn.evaluation import EVALUATION_ROWS
 from catopt_xp.nn.labels import as_rows
-from catopt_xp.nn.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
+from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.nn.parameters import common_dtype
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import make_optimizer

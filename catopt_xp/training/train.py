@@ -206,7 +206,7 @@ def train(
                 report.notice(*sets.notices, *([] if why is None else [why]))
             settings = Settings(size, bool(drop_last), accumulate, by_step, checkpoint_every_steps, m=sets.train.m)
             parts = *learner.on_device, sets.train.samples, sets.train.targets
-            steps, reason = choose_engine(engine, *parts, usable, settings, ranks)
+            steps, reason = choose_engine(engine, *parts, usable, settings, ranks=ranks)
             sets.check_pools(size, steps.reach)
             described = describe_run(learner, dataset, n_x, sets, settings, usable, steps.name)
             described |= {"total_epoch": total_epoch, "print_interval": print_interval}

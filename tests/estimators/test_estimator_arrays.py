@@ -12,7 +12,7 @@ from sklearn.base import clone
 
 from catopt_xp.backend.devices import DeviceError
 from catopt_xp.backend.xp import Backend, get_backend
-from catopt_xp.estimators.arrays import checked_samples, checked_weights, in_kind_of, is_foreign
+from catopt_xp.estimators.arrays import checked_samples, in_kind_of, is_foreign
 from catopt_xp.estimators.mlp import MLPClassifier, MLPRegressor
 
 Array = np.ndarray[Any, Any]
@@ -165,7 +165,6 @@ def test_what_is_no_array_of_another_library() -> None:
     for given in ([1.0], (1.0,), np.zeros(1), np.float64(1), 1.0, None):
         assert not is_foreign(given)
     assert type(in_kind_of(np.zeros(2), [[1.0]], "auto")) is np.ndarray
-    assert checked_weights([1, 2], 2).tolist() == [1.0, 2.0]
 
 
 # --- a GPU ------------------------------------------------------------------------------------------------------------

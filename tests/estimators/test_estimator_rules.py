@@ -107,16 +107,17 @@ def test_layers_are_plain_numbers_however_given() -> None:
 
 def test_each_solver_has_its_optimizer() -> None:
     def made(**given: Any) -> Any:
-        return make_solver(MLPClassifier(**given).get_params(), {"W0": np.zeros(1)}, 0.25)
+        return make_solver(MLPClassifier(**given).get_params(), {"W0": np.zeros(1)})
 
-    sgd = made(solver="sgd", momentum=0.7)
-    assert (type(sgd), sgd.beta, sgd.nesterov, sgd.rate_inside, sgd.l2) == (Momentum, 0.7, True, True, 0.25)
+    sgd = made(solver="sgd", momentum=0.7, alpha=0.25)
+    assert (type(sgd), sgd.beta, sgd.nesterov, sgd.rate_inside) == (Momentum, 0.7, True, True)
+    assert (sgd.l2, sgd.l2_per_batch) == (0.25, True)
     assert type(made(solver="sgd", momentum=0)) is GradientDescent
     adam = made(beta_1=0.5, beta_2=0.6, epsilon=1e-3, learning_rate_init=0.1)
     told = (adam.beta1, adam.beta2, adam.eps, adam.eps_mode, adam.learning_rate, adam.weight_decay)
     assert (type(adam), told) == (Adam, (0.5, 0.6, 1e-3, "hat", 0.1, 0.0))
     adamw = made(solver="adamw", alpha=0.1)
-    assert (type(adamw), adamw.eps_mode, adamw.weight_decay) == (Adam, "outside", 0.1)
+    assert (type(adamw), adamw.eps_mode, adamw.weight_decay, adamw.l2) == (Adam, "outside", 0.1, 0.0)
     momentum = made(solver="momentum")
     assert (type(momentum), momentum.nesterov, momentum.rate_inside) == (Momentum, False, False)
     rmsprop = made(solver="rmsprop", momentum=0.8)
@@ -125,7 +126,7 @@ def test_each_solver_has_its_optimizer() -> None:
 
 def rates(**given: Any) -> tuple[LearningRate, Any]:
     parameters = MLPClassifier(**{"solver": "sgd", "learning_rate_init": 0.5} | given).get_params()
-    optimizer = make_solver(parameters, {"W0": np.zeros(1)}, 0.0)
+    optimizer = make_solver(parameters, {"W0": np.zeros(1)})
     return LearningRate(parameters, optimizer), optimizer
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from catopt_xp.data.drawn.drawings import get_drawn_set
 from catopt_xp.data.order import epoch_order, window_pools
-from catopt_xp.nn.network import DeepNetwork
+from catopt_xp.nn.network import DeepNetwork, dropout_masks
 from catopt_xp.optim.rules import OPTIMIZERS
 from catopt_xp.optim.schedules import get_cosine_func
 from catopt_xp.training.train import TrainResult, train
@@ -51,7 +51,7 @@ def drawn() -> dict[str, Array]:
     found["orders/windows"] = np.concatenate([pool.rows for pool in window_pools(1000, 70, 2, 5)])
     masked = DeepNetwork([5, 400, 1], ["relu", "sigmoid"], seed=3, dropout=0.4)
     masked.position = (2, 1)
-    found["masks"] = np.array(masked.dropout_masks(50)[0])
+    found["masks"] = np.array(dropout_masks(masked, 50))[0]
     return found
 
 

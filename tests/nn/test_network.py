@@ -15,8 +15,9 @@ import pytest
 from catopt_xp.backend import xp as backend_module
 from catopt_xp.backend.xp import Backend, NumpyBackend, backend_of
 from catopt_xp.engines.plain import PlainEngine, Settings
+from catopt_xp.nn.evaluation import EVALUATION_ROWS
 from catopt_xp.nn.first_layer import MIN_WIDTH, Batch
-from catopt_xp.nn.network import EVALUATION_ROWS, BaseRegressionModel, DeepNetwork
+from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork, dropout_masks
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import OPTIMIZERS, make_optimizer
 
@@ -349,8 +350,11 @@ def test_masks_are_a_function_of_seed_and_position() -> None:
 
 def test_masks_are_inverted_one_for_each_hidden_layer_and_equal_on_every_device(backend: Backend) -> None:
     model = DeepNetwork([4, 50, 40, 2], ["relu", "tanh", "sigmoid"], dropout=0.2, device=backend)
-    masks = [backend.to_host(mask) for mask in model.dropout_masks(200)]
-    for mask, units, own in zip(masks, (50, 40), model.to("cpu").dropout_masks(200), strict=True):
+    drawn, own_drawn = dropout_masks(model, 200), dropout_masks(model.to("cpu"), 200)
+    assert drawn is not None
+    assert own_drawn is not None
+    masks = [backend.to_host(mask) for mask in drawn]
+    for mask, units, own in zip(masks, (50, 40), own_drawn, strict=True):
         assert mask.shape == (units, 200)
         assert mask.dtype == np.float32
         assert set(np.unique(mask)) == {np.float32(0), np.float32(1) / np.float32(0.8)}

@@ -484,15 +484,17 @@ def test_a_velocity_that_holds_the_rate_may_be_kept_whole() -> None:
 
 
 @each_optimizer
-def test_each_step_may_have_an_l2_of_its_own(cls: type[BaseOptimizer]) -> None:
+def test_l2_of_a_batch_is_divided_by_its_samples(cls: type[BaseOptimizer]) -> None:
     shapes: dict[str, tuple[int, ...]] = {"W0": (2, 3), "b0": (2, 1)}
-    ahead, by_hand = (cls(draws(shapes, "float64", 1), 0.1, l2=0.5) for _ in range(2))
-    ahead.l2_ahead = iter([0.5, 0.25, 0.0])
-    for l2, seed in ((0.5, 2), (0.25, 3), (0.0, 4)):
-        by_hand.l2 = l2
-        for optimizer in (ahead, by_hand):
+    divided = cls(draws(shapes, "float64", 1), 0.1, l2=0.5, l2_per_batch=True)
+    by_hand = cls(draws(shapes, "float64", 1), 0.1)
+    for samples, seed in ((4, 2), (1.6, 3), (1, 4)):
+        divided.samples, by_hand.l2 = samples, 0.5 / samples
+        for optimizer in (divided, by_hand):
             optimizer.update(draws(shapes, "float64", seed))
-    assert same_bits(ahead, by_hand)
+    assert same_bits(divided, by_hand)
+    assert divided.options["l2_per_batch"]
+    assert "l2_per_batch" not in by_hand.options
 
 
 @pytest.mark.parametrize("cls", [Momentum, RMSProp, Adam])
@@ -564,9 +566,8 @@ def test_an_unknown_name_or_option_is_refused_in_one_line() -> None:
     p = {"W0": np.zeros(1)}
     with pytest.raises(ValueError, match=r"^unknown optimizer 'sgd'; choose gd, momentum, rmsprop, adam$"):
         make_optimizer("sgd", p)
-    with pytest.raises(
-        ValueError, match=r"^gd has no option 'beta'; it takes lr_scheduler, weight_decay, l2, clip_norm$"
-    ):
+    takes = "lr_scheduler, weight_decay, l2, clip_norm, l2_per_batch"
+    with pytest.raises(ValueError, match=rf"^gd has no option 'beta'; it takes {takes}$"):
         make_optimizer("gd", p, beta=0.9)
     with pytest.raises(ValueError, match="learning_rate is 0"):
         make_optimizer("gd", p, 0.0)

@@ -44,7 +44,7 @@ from catopt_xp.engines.panels import (
     padded,
     tree_sum,
 )
-from catopt_xp.engines.plain import PlainEngine, Settings
+from catopt_xp.engines.plain import PlainEngine, Settings, Weights
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
@@ -148,7 +148,7 @@ WORK = Compiled(_work)
 def _decay(optimizer: BaseOptimizer) -> tuple[float, ...]:
     """What `update` is to do before the rule, at the present step: nothing, or (l2, factor of the weights)."""
     if optimizer.l2 or optimizer.weight_decay:
-        return optimizer.l2, 1.0 - optimizer.learning_rate * optimizer.weight_decay
+        return optimizer.step_l2, 1.0 - optimizer.learning_rate * optimizer.weight_decay
     return ()
 
 
@@ -172,8 +172,9 @@ class PanelEngine(PlainEngine):
         targets: Array,
         backend: Backend,
         settings: Settings,
+        weights: Weights | None = None,
     ) -> None:
-        super().__init__(model, optimizer, samples, targets, backend, settings)
+        super().__init__(model, optimizer, samples, targets, backend, settings, weights)
         self.network = model
         units = model.neuron_cnt[1]
         self.split = Split(samples.shape[1], units)
@@ -194,12 +195,13 @@ class PanelEngine(PlainEngine):
         self._d = aligned_zeros(max(self.lengths) * d_units, self.dtype).reshape(-1, d_units)
         example = self._numbers(*[1.0] * len(self._numbers._fields))
         self._run_panels = WORK.for_types(samples, self._state[0], example, _decay(optimizer))
-        knows = Rest.knows(model) and not settings.penalised  # squares are asked for between the steps
+        knows = Rest.knows(model) and not settings.squares and weights is None
         self._rest = Rest(model, optimizer, example, targets, max(self.lengths)) if knows else None
 
     # --- steps ----------------------------------------------------------------------------------------------------
 
     def steps(self, epoch: int, order: Rows, first: int = 0, following: Rows | None = None) -> Iterator[int]:
+        self._begin_epoch(order)
         for k in range(first, self.batches):
             if self.settings.schedule_by_step:
                 self.optimizer.epoch = epoch + k / self.batches
@@ -214,6 +216,7 @@ class PanelEngine(PlainEngine):
     def _step(self, position: tuple[int, int], rows: Rows, following: Rows) -> None:
         """One update, in the order of the design: dZ0 from the old weights, the rest of the net, then the panels."""
         optimizer = self.optimizer
+        self._begin_batch(position[1])
         self.network.position = position
         Z = self._product(rows)
         scalars = optimizer.advance()
@@ -227,7 +230,8 @@ class PanelEngine(PlainEngine):
     def _by_formulas(self, Z: Floats, rows: Rows, scalars: dict[str, float], d: Floats) -> Any:
         """Forward, loss, backward and update of the rest as the network and the optimizer write them; the loss."""
         self.network.forward_from(Z * self.scale)
-        loss, dZ = self.network.backward_to(self.targets[:, rows])  # (units, n)
+        weights = None if self._weights is None else self._weights[rows]
+        loss, dZ = self.network.backward_to(self.targets[:, rows], weights)  # (units, n)
         self.optimizer.update_after("W0", self.network.get_grad_dict(), scalars)
         np.multiply(dZ.T, self.scale, out=d[:, : self.split.units])
         return loss
@@ -246,7 +250,7 @@ class PanelEngine(PlainEngine):
         no_rule = self._numbers(*[1.0] * len(self._numbers._fields)), ()
         self._pass(samples, rows[:0], self._d[:0], no_rule, rows)
 
-    def evaluate(self, samples: Array, targets: Array) -> tuple[float, float]:
+    def evaluate(self, samples: Array, targets: Array, weights: Array | None = None) -> tuple[float, float]:
         """As `PlainEngine.evaluate`; products of panels, so that their bits are those of any number of threads."""
         if not self._packed:
             self._pack()
@@ -262,7 +266,7 @@ class PanelEngine(PlainEngine):
 
         try:
             with self.backend.single_threaded():
-                return self.network.evaluate_from(product, targets)
+                return self.network.evaluate_from(product, targets, weights)
         finally:
             self._Z, self._following = kept
 
@@ -329,9 +333,9 @@ class PanelEngine(PlainEngine):
         scaled: Floats = self._Z * self.scale
         return scaled
 
-    def weights(self) -> list[Array]:
+    def _flat_weights(self) -> list[Array]:
         if not self._packed:
-            return super().weights()
+            return super()._flat_weights()
         if self._rest is not None:
             self._rest.unpack()
         parameters = self.network.save()

@@ -139,9 +139,10 @@ class CudaEngine(PlainEngine):
         for k in range(start, end):
             if self.settings.schedule_by_step:
                 optimizer.epoch = epoch + k / self.batches
+            optimizer.samples = self.lengths[k]
             scalars = optimizer.advance()
             shrink = 1.0 - optimizer.learning_rate * optimizer.weight_decay
-            lines.append([*(scalars[name] for name in self.plan.scalars), optimizer.l2, shrink])
+            lines.append([*(scalars[name] for name in self.plan.scalars), optimizer.step_l2, shrink])
         self.device.upload(self._table[start:end], np.array(lines, dtype=self.plan.dtype))
 
     def _queue(self, first: int, count: int) -> None:
@@ -219,10 +220,10 @@ class CudaEngine(PlainEngine):
         self.device.synchronize()
         return super().fetch_losses()
 
-    def evaluate(self, samples: Array, targets: Array) -> tuple[float, float]:
+    def evaluate(self, samples: Array, targets: Array, weights: Array | None = None) -> tuple[float, float]:
         """As `PlainEngine.evaluate`; by products of tiles, so that their bits are those of any number of GPUs."""
         if str(samples.dtype) != self.plan.sample_dtype:  # the kernels read sets of one type
-            return super().evaluate(samples, targets)
+            return super().evaluate(samples, targets, weights)
         self._attach()
         if self._evaluated is None:
             shape = self.plan.tiles, self.plan.evaluated, self.plan.units
@@ -246,7 +247,7 @@ class CudaEngine(PlainEngine):
             return Z
 
         self._write_rest()
-        return self.network.evaluate_from(product, targets)
+        return self.network.evaluate_from(product, targets, weights)
 
     def _write_rest(self) -> None:
         """Brings what lies behind W0 up to date in the network."""
