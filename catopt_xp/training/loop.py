@@ -21,7 +21,7 @@ from catopt_xp.backend.machine import size_text
 from catopt_xp.data.order import epoch_order, window_order
 from catopt_xp.data.place import check_pools
 from catopt_xp.data.stream import StreamedSet
-from catopt_xp.engines.choose import choose_engine, rank_engine
+from catopt_xp.engines.choose import choose_engine
 from catopt_xp.engines.plain import Settings
 from catopt_xp.io.console import Bar, Signals, plain
 from catopt_xp.training.callbacks import Callback, Checkpointing, EarlyStopping, TrainState
@@ -72,11 +72,7 @@ class Run:
         samples, targets = job.train_set.samples, job.train_set.targets
         self.stream = job.train_set if isinstance(job.train_set, StreamedSet) else None
         parts = job.device_model, job.device_optimizer, samples, targets, job.backend, settings
-        if job.ranks.size > 1:
-            with job.ranks.agreed():
-                self.engine, self.engine_reason = rank_engine(job.ranks, self.plan.engine, *parts)
-        else:
-            self.engine, self.engine_reason = choose_engine(self.plan.engine, *parts)
+        self.engine, self.engine_reason = choose_engine(self.plan.engine, *parts, job.ranks)
         check_pools(job.train_set, job.batch_size, self.engine.reach)
         self.callbacks: list[Callback] = list(self.plan.callbacks)
         needed = any(getattr(callback, "needs_weights", True) for callback in self.callbacks)

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from catopt_xp.backend.ranks import Ranks, rank_backend
-from catopt_xp.backend.xp import Backend, NumpyBackend, as_array, asnumpy, backend_of, get_backend
+from catopt_xp.backend.ranks import Ranks
+from catopt_xp.backend.xp import Backend, NumpyBackend, as_array, asnumpy, backend_of
 from catopt_xp.data.dataset import DataSet
+from catopt_xp.data.decoding import SharedDecoding
 from catopt_xp.data.drawn.drawings import drawn_name
 from catopt_xp.data.load import load_data
 from catopt_xp.data.place import backend_for, choose_storage, place_sets
 from catopt_xp.data.resident import PIXELS_OR_NUMBERS, ResidentSet
 from catopt_xp.data.stream import StreamedSet
+from catopt_xp.engines.ranks import PanelShares
 from catopt_xp.io.console import plain
 from catopt_xp.io.files import remove_stale, try_to_write
 from catopt_xp.nn.labels import as_rows
@@ -55,7 +57,10 @@ class Job:
 
 
 def prepare(plan: Plan, ranks: Ranks | None = None) -> Job:
-    """Loads and checks everything before the first epoch: files that cannot be written, data that cannot be used."""
+    """Loads and checks everything before the first epoch: files that cannot be written, data that cannot be used.
+
+    Several ranks call it within `ranks.agreed()`.
+    """
     ranks = ranks or Ranks()
     if ranks.size > 1 and plan.memory_limit is not None:
         raise ValueError("memory_limit is for one process, ranks hold their parts of the set whole: leave it out")
@@ -63,13 +68,9 @@ def prepare(plan: Plan, ranks: Ranks | None = None) -> Job:
         try_to_write(plan.checkpoint_path)
         remove_stale(plan.checkpoint_path)
     checkpoint = None if plan.recover_from is None else Checkpoint.read(plan.recover_from)
-    device = plan.device, plan.strict_device
-    backend = get_backend(*device) if ranks.size == 1 else rank_backend(ranks, *device)
+    backend = ranks.backend(plan.device, plan.strict_device)
     _check_data_given(plan, checkpoint)
-    dataset = _dataset(plan, backend, ranks)
-    n_x = _features(dataset)
-    if ranks.size > 1:
-        _keep_columns(dataset, ranks, n_x)
+    dataset, n_x = _dataset(plan, backend, ranks)
     model = _model(plan, dataset, n_x, checkpoint)
     if ranks.size > 1 and isinstance(model, DeepNetwork) and model.neuron_cnt[0] != n_x:
         raise ValueError(f"X has {n_x} features, the network takes {model.neuron_cnt[0]}")
@@ -79,8 +80,7 @@ def prepare(plan: Plan, ranks: Ranks | None = None) -> Job:
         notices.append(
             f"the optimizer stands at epoch {optimizer.epoch:g}; this run counts from 0 (recover_from goes on)"
         )
-    with ranks.agreed():
-        usable = backend_for(plan, backend, model, dataset)
+    usable = backend_for(plan, backend, model, dataset)
     if ranks.any(usable.name == "numpy") and usable.name != "numpy":
         usable = NumpyBackend("another rank cannot use its GPU for this")
     if usable.device != backend.device:
@@ -150,20 +150,28 @@ def _check_data_given(plan: Plan, checkpoint: Checkpoint | None) -> None:
         )
 
 
-def _dataset(plan: Plan, backend: Backend, ranks: Ranks) -> DataSet:
+def _dataset(plan: Plan, backend: Backend, ranks: Ranks) -> tuple[DataSet, int]:
+    """The sets, of several ranks the columns of this one, and the number of features of the whole sets."""
     source = plan.data
     if plan.X is not None:
         source = _array(plan.X, "X", backend), plan.Y, _array(plan.dev_X, "dev_X", backend), plan.dev_Y
     sizes = (plan.train_size, plan.dev_size)
     if ranks.size == 1:
-        return load_data(source, plan.img_shape, *sizes, on_error=plan.on_error, progress=plan.progress)
+        dataset = load_data(source, plan.img_shape, *sizes, on_error=plan.on_error, progress=plan.progress)
+        return dataset, _features(dataset)
     progress = plan.progress if ranks.rank == 0 else False
+    decode = SharedDecoding(ranks, lambda n_x: PanelShares(n_x, ranks.rank, ranks.size).all_columns())
     with ranks.one_by_one(source is None):  # the first one draws the set, the others find it in the cache
-        return load_data(source, plan.img_shape, *sizes, on_error=plan.on_error, progress=progress, decode=ranks.decode)
+        dataset = load_data(source, plan.img_shape, *sizes, on_error=plan.on_error, progress=progress, decode=decode)
+    n_x = _features(dataset)
+    shares = PanelShares(n_x, ranks.rank, ranks.size)
+    if not decode.used:
+        _keep_columns(dataset, shares.columns, n_x)
+    return dataset, n_x
 
 
 def _features(dataset: DataSet) -> int:
-    """Those of the whole set: of photographs a rank has its own part already. Raises ValueError for none."""
+    """Number of features of the whole set (of photographs a rank has only its own columns); ValueError for none."""
     if dataset.img_shape is None:
         shape = tuple(dataset.train_X.shape)
         if len(shape) != 2:
@@ -174,17 +182,14 @@ def _features(dataset: DataSet) -> int:
     return dataset.img_shape[0] * dataset.img_shape[1] * 3
 
 
-def _keep_columns(dataset: DataSet, ranks: Ranks, n_x: int) -> None:
-    """Leaves of a set what belongs to a rank: features of all samples, sample-major. Raises ValueError."""
-    share = ranks.share(n_x)
-    if ranks.decodes:
-        return
+def _keep_columns(dataset: DataSet, columns: slice, n_x: int) -> None:
+    """Leaves of a set the columns of one rank, sample-major. Raises ValueError where a set has other features."""
     for name in ("train_X", "dev_X"):
         X = getattr(dataset, name)
         if X is not None:
             if X.shape[0] != n_x:
                 raise ValueError(f"{name.removeprefix('train_')} has {X.shape[0]} features, X has {n_x}")
-            setattr(dataset, name, np.ascontiguousarray(asnumpy(X).T[:, share]).T)
+            setattr(dataset, name, np.ascontiguousarray(asnumpy(X).T[:, columns]).T)
 
 
 def _array(X: Any, name: str, backend: Backend) -> Any:
