@@ -30,9 +30,10 @@ from catopt_xp.backend.machine import cpu_model, thread_count
 from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.threads import limited_threads
 from catopt_xp.backend.xp import NumpyBackend
-from catopt_xp.engines.choose import choose_engine, rank_engine
+from catopt_xp.engines.choose import choose_engine
 from catopt_xp.engines.panels import PANEL
 from catopt_xp.engines.plain import PlainEngine, Settings
+from catopt_xp.engines.ranks import PanelShares
 from catopt_xp.io.files import write_whole
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import Adam
@@ -56,14 +57,14 @@ def measure(n_x: int, batch_size: int) -> None:
     from mpi4py import MPI
 
     ranks = Ranks(MPI.COMM_WORLD)
-    share = ranks.share(n_x)
+    share = PanelShares(n_x, ranks.rank, ranks.size).columns
     rng = np.random.default_rng(ranks.rank)
     samples = rng.integers(0, 256, (M, share.stop - share.start), dtype=np.uint8)
     targets = np.random.default_rng(0).integers(0, 2, (1, M)).astype(np.float32)
     model = DeepNetwork([n_x, *HIDDEN, 1], ["relu", "relu", "relu", "sigmoid"])
     parts = model, Adam(model.save(), 1e-5), samples, targets, NumpyBackend(), Settings(batch_size)
     with limited_threads(1):
-        engine, _ = rank_engine(ranks, "auto", *parts) if ranks.size > 1 else choose_engine("panels", *parts)
+        engine, _ = choose_engine("panels", *parts, ranks)
         order = np.arange(M)
         run_epoch(engine, order)
         seconds, sent = [], ranks.sent_bytes

@@ -7,7 +7,7 @@ import itertools
 import os
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catopt_xp.backend.machine import thread_count
+from catopt_xp.backend.ranks import Ranks
 from catopt_xp.data.dataset import DataArgumentError, check_memory, check_on_error, checked_img_shape
 from catopt_xp.io.console import Bar, one_line, plain
 
@@ -123,6 +124,31 @@ def decode_files(
             stacklevel=3,
         )
     return (np.delete(rows, list(broken), axis=0) if broken else rows), broken
+
+
+class SharedDecoding:
+    """`decode_files` by several ranks together: each decodes a share of the files, and has its columns of all rows.
+
+    It is called within `ranks.agreed()`, by all ranks alike. `shares_of`: from the number of features to the columns of
+    every rank. `used`: whether it has been called, and the set holds this rank's columns already.
+    """
+
+    def __init__(self, ranks: Ranks, shares_of: Callable[[int], Sequence[slice]]) -> None:
+        self.ranks, self.shares_of, self.used = ranks, shares_of, False
+
+    def __call__(
+        self, files: Sequence[Path], img_shape: tuple[int, int], on_error: str, progress: bool | None = None
+    ) -> tuple[NDArray[np.uint8], dict[int, str]]:
+        """As `decode_files`; the rows are (m, columns of this rank), broken files are those of all ranks."""
+        ranks, n_x = self.ranks, img_shape[0] * img_shape[1] * 3
+        shares, self.used = self.shares_of(n_x), True
+        start, stop = len(files) * ranks.rank // ranks.size, len(files) * (ranks.rank + 1) // ranks.size
+        rows: NDArray[np.uint8] = np.empty((0, n_x), dtype=np.uint8)
+        broken: dict[int, str] = {}
+        if start < stop:
+            rows, broken = decode_files(files[start:stop], img_shape, on_error, progress)
+        places = ranks.everyone({start + place: text for place, text in broken.items()})
+        return ranks.columns_of(rows, shares), {place: text for some in places for place, text in some.items()}
 
 
 def check_some_decoded(files: Sequence[Path], broken: dict[int, str]) -> None:

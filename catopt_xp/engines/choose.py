@@ -19,6 +19,7 @@ from catopt_xp.engines.cuda.engine import CoresEngine, CoresRankEngine, CudaEngi
 from catopt_xp.engines.cuda.launches import plan_of
 from catopt_xp.engines.panels import PANEL
 from catopt_xp.engines.plain import PlainEngine, Settings, Weights
+from catopt_xp.engines.ranks import PanelShares
 from catopt_xp.io.console import Signals
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
@@ -38,10 +39,11 @@ def self_check(
     """What differs between an engine and the plain one on this machine, or None; milliseconds, once per process.
 
     `make`: the engine's class, which has `next_product` beside what `PlainEngine` has; `optimizer`: of the kind and
-    options to check; `samples`: the set, of which type and alignment count; `model`: the network, of which type, device
-    and whether it is of relu alone count; `by_formulas`: whether the rest of the network goes by its formulas, as it
-    does where no kernel knows it. Three steps with moments that are not 0 (a first step of Adam is
-    lr*sign(g), whatever g's scale), on a ragged panel, with batches of 5, 5 and 3 samples.
+    options to check; `samples`: the set; `model`: the network; `by_formulas`: whether the rest
+    of the network goes by its formulas, as it does where no kernel knows it. The answer is kept, keyed by the kind of
+    optimizer and its options, the set's type and alignment, the network's dtype and device, and whether every hidden
+    layer is relu. The check makes three steps with moments that are not 0 (a first step of Adam is lr*sign(g), whatever
+    g's scale), on a ragged panel, with batches of 5, 5 and 3 samples.
     """
     decays = bool(optimizer.l2), bool(optimizer.weight_decay)
     modes = tuple(getattr(optimizer, name, None) for name in MODES)
@@ -136,31 +138,36 @@ def choose_engine(
 ) -> tuple[PlainEngine, str]:
     """The engine for a run, and why it is that one. Arguments after `engine` (one of ENGINES) as for `PlainEngine`.
 
-    Raises ValueError where "panels" is asked for and cannot run this. Warns (RuntimeWarning) where it was chosen and
-    fails its own check; the plain engine runs then.
+    Raises ValueError where "panels" is asked for and cannot run this, or several ranks, which need it, cannot. Where
+    the panel engine was chosen and fails its own check, one process warns (RuntimeWarning) and takes the plain engine,
+    and ranks raise RuntimeError, or RankError if another rank's check failed.
     """
-    if ranks is not None and ranks.size > 1:
-        return rank_engine(ranks, engine, model, optimizer, samples, targets, backend, settings)
-    parts, weighted = (model, optimizer, samples, backend, settings), weights is not None
-    obstacle = "as asked" if engine == "plain" else panel_obstacle(*parts, weighted)
-    if obstacle is None and engine == "auto" and backend.name == "numpy":
-        obstacle = slower_with_panels(samples, model, settings, weighted)
-    if engine == "panels" and obstacle is not None:
-        raise ValueError(f'engine "panels" cannot run this: {obstacle}; leave engine at "auto"')
-    if obstacle is None:
-        assert isinstance(model, DeepNetwork)
-        for make in _panel_engines(backend):
-            with Signals() as signals:  # numba loses an exception that comes while it compiles
-                failure = check_failure(make, model, optimizer, samples, backend, settings, weighted)
-            if signals.received:
-                raise KeyboardInterrupt
-            if failure is None:
-                why = "as asked" if engine == "panels" else "the fastest that can run this"
-                given = () if weights is None else (weights,)  # which a GPU's engines do not take
-                return make(model, optimizer, samples, targets, backend, settings, *given), obstacle or why
-            obstacle = f"the panel engine failed its check: {failure}"
-            warnings.warn(f"{obstacle}; a slower one runs instead", RuntimeWarning, stacklevel=2)
-    return PlainEngine(model, optimizer, samples, targets, backend, settings, weights), obstacle or ""
+    ranks, weighted = ranks or Ranks(), weights is not None
+    looked_at = model, optimizer, samples, backend, settings
+    with ranks.agreed():
+        obstacle = "as asked" if engine == "plain" else panel_obstacle(*looked_at, weighted)
+        if ranks.size > 1:
+            _check_for_ranks(engine, obstacle, backend)
+        elif engine == "panels" and obstacle is not None:
+            raise ValueError(f'engine "panels" cannot run this: {obstacle}; leave engine at "auto"')
+        elif engine == "auto" and obstacle is None and backend.name == "numpy":
+            obstacle = slower_with_panels(samples, model, settings, weighted)
+        if obstacle is None:
+            assert isinstance(model, DeepNetwork)
+            make, obstacle = _first_that_passes(model, optimizer, samples, backend, settings, weighted, ranks)
+            if make is not None:
+                made = _made(make, ranks, weights, model, optimizer, samples, targets, backend, settings)
+                return made, _why(engine, made, ranks, obstacle)
+        return PlainEngine(model, optimizer, samples, targets, backend, settings, weights), obstacle or ""
+
+
+def _check_for_ranks(engine: str, obstacle: str | None, backend: Backend) -> None:
+    """Raises ValueError where ranks cannot train with the panel engine."""
+    if engine == "plain":
+        raise ValueError('ranks train with the panel engine, "plain" is asked for: leave engine at "auto"')
+    if obstacle is not None:
+        cure = ': take device "cpu"' if backend.name == "cupy" else ""
+        raise ValueError(f"ranks train with the panel engine, which cannot run this: {obstacle}{cure}")
 
 
 def _panel_engines(backend: Backend) -> list[type[PlainEngine]]:
@@ -170,6 +177,77 @@ def _panel_engines(backend: Backend) -> list[type[PlainEngine]]:
     from catopt_xp.engines.cpu.engine import PanelEngine  # needs numba
 
     return [PanelEngine]
+
+
+def _first_that_passes(
+    model: DeepNetwork,
+    optimizer: BaseOptimizer,
+    samples: Array,
+    backend: Backend,
+    settings: Settings,
+    weighted: bool,
+    ranks: Ranks,
+) -> tuple[type[PlainEngine] | None, str | None]:
+    """The fastest panel engine that passes its check on every rank, or None; and how the last faster one failed.
+
+    One process warns of a failure. Ranks raise RuntimeError, or RankError, where no engine passes on all of them.
+    """
+    told: str | None = None
+    failure: str | None = None
+    for make in _panel_engines(backend):
+        with Signals() as signals:  # numba loses an exception that comes while it compiles
+            failure = check_failure(make, model, optimizer, samples, backend, settings, weighted)
+        if signals.received:
+            raise KeyboardInterrupt
+        if not ranks.any(failure is not None):
+            return make, told
+        if ranks.size == 1:
+            told = f"the panel engine failed its check: {failure}"
+            warnings.warn(f"{told}; a slower one runs instead", RuntimeWarning, stacklevel=3)
+    with ranks.agreed():  # the ranks whose check has passed are told of the failure by the others
+        if ranks.size > 1 and failure is not None:
+            raise RuntimeError(f"the panel engine failed its check on rank {ranks.rank}: {failure}")
+    return None, told
+
+
+def _why(engine: str, made: Any, ranks: Ranks, failed: str | None) -> str:
+    """Why this panel engine was chosen; `failed`: how a faster one failed its check, or None."""
+    if ranks.size == 1:
+        return failed or ("as asked" if engine == "panels" else "the fastest that can run this")
+    on_gpus = f", on a GPU of its own; sums {made.transport.name}" if made.backend.name == "cupy" else ""
+    return f"each of {ranks.size} ranks its panels{on_gpus}"
+
+
+def _made(make: Any, ranks: Ranks, weights: Weights | None, model: DeepNetwork, *parts: Any) -> PlainEngine:
+    """The engine of this class. Until `CudaEngine` takes ranks itself, there is a class of its own for several."""
+    engine: PlainEngine
+    if ranks.size > 1 and make in (CudaEngine, CoresEngine):
+        of_ranks = {CudaEngine: CudaRankEngine, CoresEngine: CoresRankEngine}[make]
+        asked = _RanksThatDeal.__new__(_RanksThatDeal)
+        asked.__dict__ = ranks.__dict__
+        engine = of_ranks(asked, model, *parts)
+    elif make in (CudaEngine, CoresEngine):
+        engine = make(model, *parts)
+    else:
+        engine = make(model, *parts, weights=weights, ranks=ranks)
+    return engine
+
+
+class _RanksThatDeal(Ranks):
+    """What `CudaRankEngine` asks of ranks; goes with it."""
+
+    def share(self, n_x: int) -> slice:
+        return PanelShares(n_x, self.rank, self.size).columns
+
+    def panels(self, n_x: int) -> tuple[int, int]:
+        shares = PanelShares(n_x, self.rank, self.size)
+        return shares.first, shares.stop
+
+    def nodes(self, n_x: int) -> list[list[tuple[int, int]]]:
+        return PanelShares(n_x, self.rank, self.size).nodes()
+
+    def gather_columns(self, W: Any, shares: Any = None) -> None:
+        super().gather_columns(W, shares or PanelShares(W.shape[1], self.rank, self.size).all_columns())
 
 
 def check_failure(
@@ -183,7 +261,7 @@ def check_failure(
 ) -> str | None:
     """Why the panel engine cannot be trusted on this machine, or None: its check fails, or its kernels do not run.
 
-    On a CPU too: what compiles them is another release with each numba.
+    numba's code generator changes with every release, so this is checked on a CPU too.
     """
     try:
         failure = self_check(make, optimizer, samples, model, settings.squares or weighted)
@@ -282,58 +360,3 @@ def slower_with_panels(
     if numbers >= max(LARGE, LARGE_PRODUCTS * n_x):
         return f"the faster one for {n_x} features, which are few beside {units} units and batches of that size"
     return None
-
-
-def rank_engine(
-    ranks: Ranks,
-    engine: str,
-    model: BaseRegressionModel,
-    optimizer: BaseOptimizer,
-    samples: Array,
-    targets: Array,
-    backend: Backend,
-    settings: Settings,
-) -> tuple[PlainEngine, str]:
-    """The engine for one of several ranks, and why; `samples`: (m, columns of this rank), the others as for
-    `choose_engine`. Raises ValueError where ranks cannot run this, RuntimeError where the engine fails its own check.
-    """
-    if engine == "plain":
-        raise ValueError('ranks train with the panel engine, "plain" is asked for: leave engine at "auto"')
-    with ranks.agreed():
-        obstacle = panel_obstacle(model, optimizer, samples, backend, settings)
-        if obstacle is not None:
-            cure = ': take device "cpu"' if backend.name == "cupy" else ""
-            raise ValueError(f"ranks train with the panel engine, which cannot run this: {obstacle}{cure}")
-    assert isinstance(model, DeepNetwork)
-    why = f"each of {ranks.size} ranks its panels"
-    parts = model, optimizer, samples, targets, backend, settings
-    if backend.name == "cupy":
-        made = _gpu_engine(ranks, *parts)
-        return made, f"{why}, on a GPU of its own; sums {made.transport.name}"
-    from catopt_xp.engines.cpu.engine import PanelEngine, RankEngine
-
-    failure = check_failure(PanelEngine, model, optimizer, samples, backend, settings)
-    if failure is not None:
-        raise RuntimeError(f"the panel engine failed its check on rank {ranks.rank}: {failure}")
-    return RankEngine(ranks, *parts), why
-
-
-def _gpu_engine(
-    ranks: Ranks,
-    model: DeepNetwork,
-    optimizer: BaseOptimizer,
-    samples: Array,
-    targets: Array,
-    backend: Backend,
-    settings: Settings,
-) -> CudaRankEngine:
-    """The fastest that passes its check on every rank's GPU. Raises RuntimeError where none does."""
-    for kind, make in ((CudaEngine, CudaRankEngine), (CoresEngine, CoresRankEngine)):
-        with ranks.agreed():
-            failure = check_failure(kind, model, optimizer, samples, backend, settings)
-        if not ranks.any(failure is not None):
-            return make(ranks, model, optimizer, samples, targets, backend, settings)
-    with ranks.agreed():
-        if failure is not None:
-            raise RuntimeError(f"the panel engine failed its check on rank {ranks.rank}: {failure}")
-    raise AssertionError("a rank that failed says so")

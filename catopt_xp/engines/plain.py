@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.threads import deal
 from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.data.order import batches
@@ -55,7 +56,9 @@ class PlainEngine:
     `samples`: (m, n_x) on `backend`, uint8 or float; `targets`: (·, m) on `backend`. The last batch of an epoch may be
     short: its loss and gradient are means over its own samples. `weights`: of samples, (m,) on the host, or None where
     all are 1: losses and gradients are weighted means then. Where `Settings.m` is given, rows are those that `order`
-    names, of however many there are, and hold what is to be trained when a step is asked for.
+    names, of however many there are, and hold what is to be trained when a step is asked for. `ranks`: the
+    processes that train together, None for this one alone; the formulas need all features, so several ranks take
+    another engine, whose `samples` are (m, columns of this rank).
     """
 
     name = "plain"
@@ -69,8 +72,10 @@ class PlainEngine:
         backend: Backend,
         settings: Settings,
         weights: Weights | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.optimizer, self.backend, self.settings = model, optimizer, backend, settings
+        self.ranks = ranks or Ranks()
         self.samples, self.targets = samples, targets
         self.m = samples.shape[0] if settings.m is None else settings.m
         self.slices = batches(self.m, settings.batch_size, settings.drop_last)
@@ -144,8 +149,8 @@ class PlainEngine:
         return {}
 
     def stops(self, asked: bool) -> bool:
-        """Whether to stop after this step: as asked, or, of an engine that is one of several, as all know by now."""
-        return asked
+        """Whether to stop after this step, all ranks alike: where one of them was asked to, at once or a step later."""
+        return self.ranks.any(asked)
 
     def settle(self) -> None:
         """Brings model and optimizer up to date, where an engine keeps their values elsewhere while it runs."""

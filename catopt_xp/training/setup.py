@@ -12,12 +12,14 @@ from catopt_xp.backend.devices import fall_back
 from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.xp import Backend, NumpyBackend, as_array, asnumpy, backend_of, dtype_name
 from catopt_xp.data.dataset import DataSet
+from catopt_xp.data.decoding import SharedDecoding
 from catopt_xp.data.drawn.drawings import drawn_name
 from catopt_xp.data.load import load_data
 from catopt_xp.data.order import RowOrder
 from catopt_xp.data.place import Sets, bytes_on_device, place, place_whole
 from catopt_xp.data.resident import PIXELS_OR_NUMBERS, SampleLayout
 from catopt_xp.engines.plain import Settings
+from catopt_xp.engines.ranks import PanelShares
 from catopt_xp.io.console import plain, warn
 from catopt_xp.nn.evaluation import EVALUATION_ROWS
 from catopt_xp.nn.labels import as_rows
@@ -106,10 +108,13 @@ def load_dataset(
         dataset = load_data(source, img_shape, *sizes, on_error=on_error, progress=progress)
         return dataset, _features(dataset)
     progress = progress if ranks.rank == 0 else False
+    decode = SharedDecoding(ranks, lambda n_x: PanelShares(n_x, ranks.rank, ranks.size).all_columns())
     with ranks.one_by_one(source is None):  # the first one draws the set, the others find it in the cache
-        dataset = load_data(source, img_shape, *sizes, on_error=on_error, progress=progress, decode=ranks.decode)
+        dataset = load_data(source, img_shape, *sizes, on_error=on_error, progress=progress, decode=decode)
     n_x = _features(dataset)
-    _keep_columns(dataset, ranks, n_x)
+    shares = PanelShares(n_x, ranks.rank, ranks.size)
+    if not decode.used:
+        _keep_columns(dataset, shares.columns, n_x)
     return dataset, n_x
 
 
@@ -125,17 +130,14 @@ def _features(dataset: DataSet) -> int:
     return dataset.img_shape[0] * dataset.img_shape[1] * 3
 
 
-def _keep_columns(dataset: DataSet, ranks: Ranks, n_x: int) -> None:
-    """Leaves of a set what belongs to a rank: features of all samples, sample-major. Raises ValueError."""
-    share = ranks.share(n_x)
-    if ranks.decodes:
-        return
+def _keep_columns(dataset: DataSet, columns: slice, n_x: int) -> None:
+    """Leaves of a set the columns of one rank, sample-major. Raises ValueError where a set has other features."""
     for name in ("train_X", "dev_X"):
         X = getattr(dataset, name)
         if X is not None:
             if X.shape[0] != n_x:
                 raise ValueError(f"{name.removeprefix('train_')} has {X.shape[0]} features, X has {n_x}")
-            setattr(dataset, name, np.ascontiguousarray(asnumpy(X).T[:, share]).T)
+            setattr(dataset, name, np.ascontiguousarray(asnumpy(X).T[:, columns]).T)
 
 
 # --- network and optimizer ------------------------------------------------------------------------------------------

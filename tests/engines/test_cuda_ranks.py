@@ -26,10 +26,12 @@ import cuda_runs
 from cuda_runs import CpuDevice
 from cuda_stand_in import StandIn
 from panel_runs import Case
-from catopt_xp.backend.xp import CupyBackend, asnumpy; from catopt_xp.backend.devices import DeviceError
+from catopt_xp.backend.devices import DeviceError
+from catopt_xp.backend.xp import CupyBackend, asnumpy
 from catopt_xp.backend.ranks import Ranks
-from catopt_xp.engines.cuda.engine.engine import CoresEngine, CudaEngine
-from catopt_xp.engines.cuda.engine.engine import CoresRankEngine, CudaRankEngine
+from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
+from catopt_xp.engines.choose import _made
+from catopt_xp.engines.ranks import PanelShares
 
 cuda_runs.folder = lambda: Path(sys.argv[1])  # compiled once for all ranks
 ranks = Ranks(comm)
@@ -39,14 +41,15 @@ def digest(arrays):
 
 def train(case, kind="tensor", backend=None, change=str, late=False):
     'Digests of weights and of moments, losses and costs, and how the sums travelled.'
-    alone, shared = (CoresEngine, CoresRankEngine) if kind == "cores" else (CudaEngine, CudaRankEngine)
+    alone = CoresEngine if kind == "cores" else CudaEngine
 
     def make(model, optimizer, samples, targets, backend, settings):
         device = {} if backend.name == "cupy" else {"device": CpuDevice(change=change, late=late)}
         if ranks.size == 1:
             return alone(model, optimizer, samples, targets, backend, settings, **device)
-        columns = backend.asarray(np.ascontiguousarray(samples[:, ranks.share(case.n_x)]))
-        return shared(ranks, model, optimizer, columns, targets, backend, settings, **device)
+        share = PanelShares(case.n_x, ranks.rank, ranks.size).columns
+        columns = backend.asarray(np.ascontiguousarray(samples[:, share]))
+        return _made(alone, ranks, model, optimizer, columns, targets, backend, settings, *device.values())
 
     engine, losses = case.engine(make, backend), []
     rng = np.random.default_rng(case.seed)
@@ -171,7 +174,7 @@ def test_sums_travel_by_nccl_where_every_rank_has_it(
 # `found`: for each rank on which GPU of the machine it trains, or the error; then the reason, and what was warned.
 DEVICES = """
 import warnings
-import catopt_xp.engines.choose as distributed
+import catopt_xp.backend.ranks as distributed
 
 case, device, strict = sys.argv[2], sys.argv[3], sys.argv[4] == "strict"
 counts = {"two": 2, "one shown to each": 1, "one for both": 1, "none on the second": 1 - ranks.rank}
@@ -193,7 +196,7 @@ distributed.get_backend = get_backend
 with warnings.catch_warnings(record=True) as warned:
     warnings.simplefilter("always")
     try:
-        made = distributed.rank_backend(ranks, device, strict)
+        made = ranks.backend(device, strict)
         found = [made.device, made.reason]
     except Exception as error:
         found = [type(error).__name__, str(error)]
@@ -232,8 +235,7 @@ def test_each_rank_has_a_gpu_of_its_own_or_none_has_one(
 
 
 ENGINES = """
-import catopt_xp.engines.choose as distributed
-from catopt_xp.engines.plain import Settings
+import catopt_xp.engines.choose as choose
 
 tried = []
 
@@ -241,14 +243,15 @@ def check_failure(kind, *arguments):
     tried.append(kind.__name__)
     return "it differs" if kind.__name__ in sys.argv[2].split(",") and ranks.rank == 1 else None
 
-distributed.check_failure = check_failure
+choose.check_failure = check_failure
 backend = CupyBackend(StandIn())
 backend.xp.cuda.nccl = SimpleNamespace(available=False)
 case = Case(n_x=4 * 1024, m=11, batch_size=4, units=(5, 3), optimizer="momentum", dtype="float32")
 
 def make(model, optimizer, samples, targets, backend, settings):
-    columns = backend.asarray(np.ascontiguousarray(samples[:, ranks.share(case.n_x)]))
-    made, why = distributed.rank_engine(ranks, "auto", model, optimizer, columns, targets, backend, settings)
+    share = PanelShares(case.n_x, ranks.rank, ranks.size).columns
+    columns = backend.asarray(np.ascontiguousarray(samples[:, share]))
+    made, why = choose.choose_engine("auto", model, optimizer, columns, targets, backend, settings, ranks)
     made.why = why
     return made
 

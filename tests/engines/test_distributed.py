@@ -17,6 +17,7 @@ from ranks import OBSTACLE, answers, run, start
 from catopt_xp.backend.ranks import Ranks, launched
 from catopt_xp.engines.cpu.lanes import PRODUCT_UNITS
 from catopt_xp.engines.panels import PANEL, join_subtrees, padded, tree_sum
+from catopt_xp.engines.ranks import PanelShares
 from catopt_xp.training.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
@@ -29,7 +30,7 @@ class Alone:
 
     def __init__(self, rank: int, size: int) -> None:
         self.Get_rank, self.Get_size = (lambda: rank), (lambda: size)
-        self.Allgatherv = self.Alltoallv = self.allgather = self.bcast = self.Abort = None
+        self.Allgatherv = self.Alltoallv = self.allgather = self.Abort = None
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 13])
@@ -37,12 +38,12 @@ def test_the_ranks_subtrees_make_the_tree_of_one_process(size: int) -> None:
     rng = np.random.default_rng(size)
     for panels in (size, size + 1, 13, 16, 37, 147):
         n_x = panels * PANEL - 5
-        ranks = Ranks(Alone(0, size))
-        shares = [ranks.share(n_x, rank) for rank in range(size)]
+        shares = PanelShares(n_x, 0, size).all_columns()
+        assert shares == [PanelShares(n_x, rank, size).columns for rank in range(size)]
         assert [part.start for part in shares[1:]] == [part.stop for part in shares[:-1]]
         assert (shares[0].start, shares[-1].stop) == (0, n_x)
         blocks = rng.normal(size=(panels, 3)).astype(np.float32)
-        nodes = ranks.nodes(n_x)
+        nodes = PanelShares(n_x, 0, size).nodes()
         sums = [[tree_sum(blocks[a : a + n].copy()) for a, n in some] for some in nodes]
         joined = join_subtrees([node for some in nodes for node in some], [x for some in sums for x in some])
         assert np.array_equal(joined, tree_sum(blocks.copy()))
@@ -50,7 +51,7 @@ def test_the_ranks_subtrees_make_the_tree_of_one_process(size: int) -> None:
 
 def test_more_ranks_than_panels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^4 ranks are too many, as 3000 features are 3 panels of 1024: start at"):
-        Ranks(Alone(0, 4)).share(3000)
+        PanelShares(3000, 0, 4)
 
 
 def test_what_is_no_communicator_is_refused() -> None:
@@ -62,6 +63,55 @@ def test_what_is_no_communicator_is_refused() -> None:
 def test_a_launcher_is_known_by_what_it_leaves_in_the_environment(names: str) -> None:
     assert launched({f"{names}_SIZE": "4", f"{names}_RANK": "3"}) == (4, 3)
     assert launched({f"{names}_SIZE": "4"}) == (1, 0)
+
+
+# --- agreement ----------------------------------------------------------------------------------------------------
+
+AGREED = """
+import numpy as np
+from catopt_xp.backend.ranks import Ranks
+ranks = Ranks(comm)
+
+def nested():
+    with ranks.agreed():
+        pass
+
+def in_turn():
+    with ranks.one_by_one(True):
+        pass
+
+waits = {
+    "end": lambda: None, "any": lambda: ranks.any(False), "from_first": lambda: ranks.from_first("first"),
+    "threads": ranks.threads, "place": ranks.place, "same": lambda: ranks.check_same(b"", "bytes"),
+    "nested": nested, "in turn": in_turn,
+    "arrays": lambda: ranks.columns_of(np.zeros((2, 3)), [slice(0, 1), slice(1, 2), slice(2, 3)]),
+}
+found = {}
+for where, wait in waits.items():
+    for failing in range(3):
+        try:
+            with ranks.agreed():
+                if ranks.rank == failing:
+                    raise ValueError(f"no {where}")
+                wait()
+            found[f"{where}, {failing}"] = "went on"
+        except (ValueError, OSError) as error:
+            found[f"{where}, {failing}"] = [type(error).__name__, str(error), ranks.is_agreed(error)]
+    assert ranks.everyone(ranks.rank) == [0, 1, 2]  # they go on together
+    with ranks.agreed():
+        wait()
+say(found)
+"""
+
+
+def test_one_that_fails_stops_the_others_wherever_they_wait() -> None:
+    for rank, found in enumerate(answers(3, AGREED, seconds=60)):
+        assert len(found) == 27
+        for case, end in found.items():
+            where, failing = case.rsplit(", ", 1)
+            told = f"no {where}"
+            others = ["RankError", f"rank {failing} of 3: ValueError: {told}", True]
+            assert end == (["ValueError", told, True] if rank == int(failing) else others), case
 
 
 # --- the same bits ------------------------------------------------------------------------------------------------
@@ -229,12 +279,13 @@ SENT = """
 import numpy as np
 from panel_runs import Case, run
 from catopt_xp.backend.ranks import Ranks
-from catopt_xp.engines.cpu.engine.engine import RankEngine
+from catopt_xp.engines.cpu.engine import PanelEngine
+from catopt_xp.engines.ranks import PanelShares
 case = Case(n_x=int(sys.argv[1]), units=(30, 20, 20), m=64, batch_size=64, dtype="float32", activation="relu", epochs=8)
 ranks = Ranks(comm)
 def make(model, optimizer, samples, targets, backend, settings):
-    own = np.ascontiguousarray(samples[:, ranks.share(case.n_x)])
-    return RankEngine(ranks, model, optimizer, own, targets, backend, settings)
+    own = np.ascontiguousarray(samples[:, PanelShares(case.n_x, ranks.rank, ranks.size).columns])
+    return PanelEngine(model, optimizer, own, targets, backend, settings, ranks)
 run(case.engine(make), case)
 say(ranks.sent_bytes)
 """

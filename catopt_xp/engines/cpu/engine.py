@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend.ranks import Exchange
+from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.threads import run_workers
 from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.engines.cpu.jit import Compiled
@@ -33,18 +33,17 @@ from catopt_xp.engines.cpu.rules import NUMBERS, update
 from catopt_xp.engines.cpu.upper_layers import Rest, Rule
 from catopt_xp.engines.cpu.vectors import VECTOR_BYTES
 from catopt_xp.engines.panels import (
-    MOST_TASK,
     PANEL,
     STRIP,
     STRIPS,
     Split,
     aligned_zeros,
-    grain,
     join_subtrees,
     padded,
     tree_sum,
 )
 from catopt_xp.engines.plain import PlainEngine, Settings, Weights
+from catopt_xp.engines.ranks import PanelShares
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
@@ -156,13 +155,12 @@ class PanelEngine(PlainEngine):
     """The steps of an epoch by passes over feature panels; arguments as for `PlainEngine`, within `panel_obstacle`.
 
     While it runs, W0 and its moments are kept packed by panel, and a small rest of the network packed too; `settle`
-    writes them back.
+    writes them back. One of several ranks has its own columns of the set, and cares for these columns of W0 and its
+    moments only; `model` and `optimizer` are whole again after `settle`, which every rank must call.
     """
 
     name = "panels"
-    _most_task = MOST_TASK
     reach = 2  # the next batch's product is made in the same pass
-    _columns = slice(None)  # of W0 that the panels are cut from
 
     def __init__(
         self,
@@ -173,10 +171,14 @@ class PanelEngine(PlainEngine):
         backend: Backend,
         settings: Settings,
         weights: Weights | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        super().__init__(model, optimizer, samples, targets, backend, settings, weights)
+        super().__init__(model, optimizer, samples, targets, backend, settings, weights, ranks)
         self.network = model
         units = model.neuron_cnt[1]
+        self.shares = PanelShares(model.neuron_cnt[0], self.ranks.rank, self.ranks.size)
+        self._nodes = self.shares.nodes()
+        self._asked, self._stop_agreed = False, False  # to stop: this rank; any of them, as all know by now
         self.split = Split(samples.shape[1], units)
         self.dtype = np.dtype(model.dtype)
         self.scale = self.dtype.type(pixel_scale(samples.dtype))
@@ -274,7 +276,7 @@ class PanelEngine(PlainEngine):
         """Gradient and update with d (n, padded units) of `rows`, and the product of the `following` ones."""
         units, n, k = self.split.units, len(rows), len(following)
         size = padded(k, PRODUCT_ROWS) * padded(units, PRODUCT_UNITS)
-        length = self.split.task_length(size, self._most_task)
+        length = self.split.task_length(size, self.shares.most_task)
         tasks = -(-self.split.panels // length)
         Z = np.empty((tasks, size), dtype=self.dtype)
         self._counter[0] = 0
@@ -294,8 +296,31 @@ class PanelEngine(PlainEngine):
             self._Z, self._following = by_unit[:units, :k], following
 
     def _total(self, Z: Floats, length: int) -> Floats:
-        """The sum over all panels, (n,), of the tasks' sums `Z` (tasks, n), which are used up; `length`: of a task."""
-        return tree_sum(Z)
+        """The sum over all panels, (n,), of the tasks' sums `Z` (tasks, n), which are used up; `length`: of a task.
+
+        Several ranks exchange the sums of their subtrees, and behind them whether a rank was asked to stop.
+        """
+        if self.ranks.size == 1:
+            return tree_sum(Z)
+        size, first = Z.shape[1], self.shares.first // length
+        own = np.empty(len(self._nodes[self.ranks.rank]) * size + 1, dtype=Z.dtype)
+        for k, (start, count) in enumerate(self._nodes[self.ranks.rank]):
+            tasks = Z[start // length - first : -(-(start + count) // length) - first]
+            own[k * size : (k + 1) * size] = tree_sum(tasks)
+        own[-1] = self._asked
+        counts = [len(nodes) * size + 1 for nodes in self._nodes]
+        everyone = self.ranks.gather(own, counts)
+        sums: list[Floats] = []
+        for part, count in zip(np.split(everyone, np.cumsum(counts)[:-1]), counts, strict=True):
+            sums += list(part[: count - 1].reshape(-1, size))
+            self._stop_agreed = self._stop_agreed or bool(part[-1])
+        return join_subtrees([node for nodes in self._nodes for node in nodes], sums)
+
+    def stops(self, asked: bool) -> bool:
+        if self.ranks.size == 1:
+            return asked
+        self._asked = self._asked or asked
+        return self._stop_agreed
 
     def _room_for(self, worker: int, size: int) -> tuple[Floats, Floats, Floats]:
         """Arrays for a worker to work in: samples as floats, a panel's gradient, products that wait for others."""
@@ -314,8 +339,8 @@ class PanelEngine(PlainEngine):
         return [self.network.save()["W0"], *(state[f"{name}/W0"] for name in self.optimizer.moment_names)]
 
     def _arrays(self) -> list[tuple[Floats, Floats]]:
-        """The same, what belongs to the panels here, and packed."""
-        whole = [W[:, self._columns] for W in self._whole()]
+        """This rank's columns of the same, and where they are packed."""
+        whole = [W[:, self.shares.columns] for W in self._whole()]
         shape = (self.split.strips, self.split.units, STRIP)
         numbers = self.split.strips * self.split.units * STRIP
         return [(W, flat[:numbers].reshape(shape)) for W, flat in zip(whole, self._state, strict=True)]
@@ -351,56 +376,6 @@ class PanelEngine(PlainEngine):
                 self.split.unpack(packed, W)
             if self._rest is not None:
                 self._rest.unpack()
-            self._packed, self._Z = False, None
-
-
-class RankEngine(PanelEngine):
-    """`PanelEngine` for one of several ranks; arguments as there, but for `samples`: (m, columns of this rank).
-
-    `model` and `optimizer` are whole; between two calls of `settle`, which every rank must make, this rank's columns of
-    W0 and its moments alone are cared for.
-    """
-
-    def __init__(
-        self,
-        ranks: Exchange,
-        model: DeepNetwork,
-        optimizer: BaseOptimizer,
-        samples: Array,
-        targets: Array,
-        backend: Backend,
-        settings: Settings,
-    ) -> None:
-        self.ranks, n_x = ranks, model.neuron_cnt[0]
-        self._columns = ranks.share(n_x)
-        self._first, stop = ranks.panels(n_x)
-        self._most_task = grain(self._first, stop, -(-n_x // PANEL))
-        self._nodes = ranks.nodes(n_x)
-        self._asked, self._stop_agreed = False, False
-        super().__init__(model, optimizer, samples, targets, backend, settings)
-
-    def stops(self, asked: bool) -> bool:
-        self._asked = self._asked or asked
-        return self._stop_agreed
-
-    def _total(self, Z: Floats, length: int) -> Floats:
-        size, first = Z.shape[1], self._first // length
-        own = np.empty(len(self._nodes[self.ranks.rank]) * size + 1, dtype=Z.dtype)
-        for k, (start, count) in enumerate(self._nodes[self.ranks.rank]):
-            tasks = Z[start // length - first : -(-(start + count) // length) - first]
-            own[k * size : (k + 1) * size] = tree_sum(tasks)
-        own[-1] = self._asked  # whether this rank was asked to stop travels along
-        counts = [len(nodes) * size + 1 for nodes in self._nodes]
-        everyone = self.ranks.gather(own, counts)
-        sums: list[Floats] = []
-        for part, count in zip(np.split(everyone, np.cumsum(counts)[:-1]), counts, strict=True):
-            sums += list(part[: count - 1].reshape(-1, size))
-            self._stop_agreed = self._stop_agreed or bool(part[-1])
-        return join_subtrees([node for nodes in self._nodes for node in nodes], sums)
-
-    def settle(self) -> None:
-        settled = not self._packed
-        super().settle()
-        if not settled:
             for W in self._whole():
-                self.ranks.gather_columns(W)
+                self.ranks.gather_columns(W, self.shares.all_columns())
+            self._packed, self._Z = False, None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.backend.ranks import Exchange
+from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.engines.cuda.device import CupyDevice, Device
 from catopt_xp.engines.cuda.launches import (
@@ -290,7 +290,7 @@ class CudaRankEngine(CudaEngine):
 
     def __init__(
         self,
-        ranks: Exchange,
+        ranks: Any,
         model: DeepNetwork,
         optimizer: BaseOptimizer,
         samples: Array,
@@ -298,9 +298,9 @@ class CudaRankEngine(CudaEngine):
         backend: Backend,
         settings: Settings,
         device: Device | None = None,
-        transport: Callable[[Exchange, Backend, Device], Transport] = choose_transport,
+        transport: Callable[[Ranks, Backend, Device], Transport] = choose_transport,
     ) -> None:
-        self.ranks, self._n_x = ranks, model.neuron_cnt[0]
+        self._others, self._n_x = ranks, model.neuron_cnt[0]
         self._all_nodes = ranks.nodes(self._n_x)
         self._most_nodes = max(map(len, self._all_nodes))
         super().__init__(model, optimizer, samples, targets, backend, settings, device)
@@ -317,15 +317,15 @@ class CudaRankEngine(CudaEngine):
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def stops(self, asked: bool) -> bool:
-        return self.ranks.any(asked)
+        return bool(self._others.any(asked))
 
     def _room(self, part: Array) -> Products:
-        return _Shared(self.backend, part, self._most_nodes, self.ranks.size)
+        return _Shared(self.backend, part, self._most_nodes, self._others.size)
 
     def _own_nodes(self) -> list[tuple[int, int]]:
-        first, _ = self.ranks.panels(self._n_x)
+        first, _ = self._others.panels(self._n_x)
         each, tiles = PANEL // self.plan.tile, self.plan.tiles
-        starts = [((start - first) * each, count * each) for start, count in self._all_nodes[self.ranks.rank]]
+        starts = [((start - first) * each, count * each) for start, count in self._all_nodes[self._others.rank]]
         return [(start, min(count, tiles - start)) for start, count in starts]
 
     def _flat_state(self) -> list[Array]:
@@ -366,7 +366,7 @@ class CudaRankEngine(CudaEngine):
 
     def _pairs(self, rest_alone: bool = False) -> list[tuple[Array, Array]]:
         """What the model and the optimizer have, and the same here: this rank's columns of W0, and what lies behind."""
-        share, units, found = self.ranks.share(self._n_x), self.plan.units, []
+        share, units, found = self._others.share(self._n_x), self.plan.units, []
         for whole, own in zip(self.optimizer.flat_state(), self._state, strict=True):
             at, here = units * self._n_x, units * self.plan.neuron_cnt[0]
             columns = whole[:at].reshape(units, -1)[:, share], own[:here].reshape(units, -1)
@@ -386,7 +386,7 @@ class CudaRankEngine(CudaEngine):
             for flat in self.optimizer.flat_state():
                 W = flat[: self.plan.units * self._n_x].reshape(self.plan.units, -1)
                 host = np.array(self.backend.to_host(W))
-                self.ranks.gather_columns(host)
+                self._others.gather_columns(host)
                 W[...] = self.backend.asarray(host)
             self._packed = False
 
