@@ -3,7 +3,7 @@
 The runs are those of `catopt-xp compare`; finished ones in the folder are not trained again. Half an hour or so on two
 quiet cores for the three seeds.
 
-    python benchmarks/chapter.py [--seeds 0,1,2] [--save-dir DIR] [--json FILE]
+    python -m benchmarks.chapter [--seeds 0,1,2] [--save-dir DIR] [--json FILE]
 """
 
 from __future__ import annotations

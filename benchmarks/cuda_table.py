@@ -4,7 +4,7 @@ Registers, spilled bytes and shared memory are the compiler's word. Times are pr
 bandwidth, nothing for a launch, for what waits on something, or for what is computed meanwhile. It needs NVRTC and CuPy
 (`pip install cupy-cuda12x nvidia-cuda-nvrtc-cu12`), and no GPU.
 
-    python benchmarks/cuda_table.py [--architecture 90] [--bandwidth 4.3] [--cores]
+    python -m benchmarks.cuda_table [--architecture 90] [--bandwidth 4.3] [--cores]
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ predictions on the test half that differ, for each solver on digits and on a set
 Fits: seconds from the arrays to the fitted estimator, in turns in one process, medians; the accuracy on samples that
 were not trained on. Both make the same epochs; what is compiled is compiled before.
 
-    python benchmarks/estimator_against_sklearn.py [--parts curves,fits] [--sets digits,...] [--rounds 5] [--json FILE]
+    python -m benchmarks.estimator_against_sklearn [--parts curves,fits] [--sets digits,...] [--rounds 5] [--json FILE]
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
 from catopt_xp.backend.machine import cpu_model, thread_count
-from catopt_xp.bench.table import describe_code, describe_machine
+from catopt_xp.commands.bench import describe_code, describe_machine
 from catopt_xp.estimators import mlp as ours
 from catopt_xp.io.files import write_whole
 
@@ -146,7 +146,7 @@ class Line:
 def curve(solver: str, name: str, data: Sets, engine: str) -> Curve:
     """Both curves of a solver on a set."""
     X, y, X_test, _ = data
-    given = {"hidden_layer_sizes": (50, 20), "max_iter": 40, "random_state": 0} | SOLVERS[solver]
+    given: dict[str, Any] = {"hidden_layer_sizes": (50, 20), "max_iter": 40, "random_state": 0} | SOLVERS[solver]
     there = theirs.MLPClassifier(**given).fit(X, y)
     here = ours.MLPClassifier(**given, engine="auto" if solver == "lbfgs" else engine).fit(X, y)
     if solver == "lbfgs":  # which leaves no curve: its loss in the end

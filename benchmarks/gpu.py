@@ -1,13 +1,13 @@
-"""Everything about the speed on this machine's GPU in one run of at most nine minutes: tests, ceilings, ours, peers.
+"""Measures all that concerns speed on this machine's GPU, in at most nine minutes: tests, ceilings, ours, peers.
 
 The tests marked `gpu` run first. Then the two ceilings are measured, everyone's loss curves are compared, and ours and
 PyTorch and JAX are timed in turns at each batch size; then what explains a distance from the floor, and what a call of
 `train()` takes. The results are written whole after every stage, and the table for the README is printed last. Exit
 status 0 where every stage was done.
 
-    python benchmarks/gpu.py [--out gpu.json] [--quick] [--batch-sizes 8,64] [--resume] [--explore]
-    python benchmarks/gpu.py --dry-run          what would be done, and the floors; needs no GPU
-    python benchmarks/gpu.py --table gpu.json   prints what was measured; needs no GPU
+    python -m benchmarks.gpu [--out gpu.json] [--quick] [--batch-sizes 8,64] [--resume] [--explore]
+    python -m benchmarks.gpu --dry-run          says what would be done, and the floors; needs no GPU
+    python -m benchmarks.gpu --table gpu.json   prints what was measured; needs no GPU
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the checkout at hand, installed or not
-
-from catopt_xp.bench.gpu_floor import epoch_bytes
-from catopt_xp.bench.gpu_row import Crew
-from catopt_xp.bench.gpu_stages import (
+from benchmarks.peers_gpu.deadline import DONE, Clock, run_stages
+from benchmarks.peers_gpu.floor import epoch_bytes
+from benchmarks.peers_gpu.row import Crew
+from benchmarks.peers_gpu.stages import (
     BATCH_SIZES,
     DEADLINE,
     MACHINE,
@@ -35,18 +34,18 @@ from catopt_xp.bench.gpu_stages import (
     GpuPlan,
     plan_stages,
 )
-from catopt_xp.bench.gpu_table import report, rows_of
-from catopt_xp.bench.stages import DONE, Clock, run_stages
+from benchmarks.peers_gpu.table import report, rows_of
 from catopt_xp.commands.flags import counts, positive
 from catopt_xp.io.files import write_whole
 
-FORMAT = 1  # of the file
+PROGRAM = "python -m benchmarks.gpu"
+FORMAT = 1  # version of the file
 ASSUMED = 4.3e12  # bytes per second, for the floors that --dry-run shows
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    flags = argparse.ArgumentParser(prog="benchmarks/gpu.py", description=(__doc__ or "").splitlines()[0])
+    flags = argparse.ArgumentParser(prog=PROGRAM, description=(__doc__ or "").splitlines()[0])
     flags.add_argument("--out", type=Path, default=Path("gpu.json"), help="the results (default: %(default)s)")
     flags.add_argument("--batch-sizes", type=counts, help=f"default: {','.join(map(str, BATCH_SIZES))}")
     flags.add_argument("--deadline", type=positive, default=DEADLINE / 60, help="minutes (default: %(default)g)")
@@ -95,7 +94,7 @@ def earlier(file: Path, plan: GpuPlan) -> dict[str, Any]:
 def measure(plan: GpuPlan, file: Path, resume: bool) -> int:
     """Runs the stages of a plan; the exit status."""
     clock = Clock(plan.deadline)
-    new = {"format": FORMAT, "settings": plan.settings(), "stages": {}}
+    new: dict[str, Any] = {"format": FORMAT, "settings": plan.settings(), "stages": {}}
     results = earlier(file, plan) if resume and file.exists() else new
     before = results["stages"].pop(MACHINE, {}).get("data", {})
 
@@ -113,7 +112,7 @@ def measure(plan: GpuPlan, file: Path, resume: bool) -> int:
         run_stages([first], results, clock, lambda: None, lambda text: None)
         machine = results["stages"][MACHINE]
         if machine["status"] != DONE:
-            print(f"benchmarks/gpu.py: {machine['reason']}", file=sys.stderr)
+            print(f"{PROGRAM}: {machine['reason']}", file=sys.stderr)
             return 1
         for fact in ("gpu", "device", "code"):
             if before and before.get(fact) != machine["data"].get(fact):
@@ -137,10 +136,10 @@ def main(words: Sequence[str] | None = None) -> int:
             return 0
         return measure(plan, arguments.out, arguments.resume)
     except KeyboardInterrupt:
-        print(f"benchmarks/gpu.py: interrupted; --resume goes on from {arguments.out}", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted; --resume goes on from {arguments.out}", file=sys.stderr)
         return 130
     except (OSError, ValueError) as error:
-        print(f"benchmarks/gpu.py: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
 
 

@@ -4,7 +4,7 @@ Each line of the table is a network [n_x, H, 20, 20, 1] under Adam on m samples 
 are timed in turn and scaled to an epoch. The last columns say which engine `auto` takes, and how much longer it needs
 than the faster of the two (1.00: it was right).
 
-    python benchmarks/growth.py [--rounds 5] [--json FILE] [--plot FILE]
+    python -m benchmarks.growth [--rounds 5] [--json FILE] [--plot FILE]
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +80,7 @@ class Stepper:
         self.steps = self._steps()
         next(self.steps)
 
-    def _steps(self):  # type: ignore[no-untyped-def]
+    def _steps(self) -> Iterator[int]:
         while True:
             orders = [epoch_order(self.m, epoch) for epoch in (self.epoch, self.epoch + 1)]
             yield from self.engine.steps(self.epoch, orders[0], 0, orders[1])
@@ -104,7 +106,8 @@ def measure(varies: str, pixels: np.ndarray, shape: tuple[int, int, int, int], r
             times[name].append(stepper.seconds() * -(-m // batch))
     seconds = {name: statistics.median(values) for name, values in times.items()}
     auto = build("auto", X, units, batch).name
-    return Line(varies, *shape, **seconds, auto=auto, auto_over_best=seconds[auto] / min(seconds.values()))
+    over_best = seconds[auto] / min(seconds.values())
+    return Line(varies, *shape, seconds["plain"], seconds["panels"], auto, over_best)
 
 
 def draw(lines: list[Line], file: Path) -> None:
@@ -146,8 +149,9 @@ def main() -> None:
         told = f"{line.auto} {line.auto_over_best:.2f}"
         print(f"{varies:<11}{n_x:>8}{m:>7}{units:>5}{batch:>7}{numbers}  {told}", flush=True)
     if args.json:
-        facts = {"cpu": cpu_model(), "processors": os.cpu_count(), "threads": threads, "version": catopt_xp.__version__}
-        facts |= {"numpy": np.__version__, "rounds": args.rounds, "lines": [asdict(line) for line in lines]}
+        facts: dict[str, Any] = {"cpu": cpu_model(), "processors": os.cpu_count(), "threads": threads}
+        facts |= {"version": catopt_xp.__version__, "numpy": np.__version__, "rounds": args.rounds}
+        facts["lines"] = [asdict(line) for line in lines]
         text = json.dumps(facts, indent=1) + "\n"
         write_whole(args.json, lambda file: file.write(text.encode()))
     if args.plot:

@@ -1,9 +1,9 @@
 """Kills a random one of three ranks at a random moment, again and again: all must end, and what is left must go on.
 
-Each time the script measures the time until the last rank has ended, resumes the checkpoint on two ranks, and holds it
-to the bits of a run that nothing interrupted (`tests/engines/test_distributed.py`). Linux, with mpi4py and mpich.
+Each time the script measures the time until the last rank has ended, resumes the checkpoint on two ranks, and compares
+the bits with those of a run that nothing interrupted (`tests/engines/test_distributed.py`). Linux, mpi4py and mpich.
 
-    python benchmarks/kill_ranks.py [--times 20]
+    python -m benchmarks.kill_ranks [--times 20]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+sys.path += [str(Path(__file__).parents[1] / "tests" / folder) for folder in ("helpers", "engines")]
 
 from test_distributed import assert_goes_on_as_if_nothing_had_been, begun, children
 

@@ -2,7 +2,7 @@
 
 The reference network on 2000 samples of noise; medians of passes over changing rows, and the floor's two speeds.
 
-    python benchmarks/panel_profile.py [--batch-sizes 8 64 128] [--optimizers adam gd]
+    python -m benchmarks.panel_profile [--batch-sizes 8 64 128] [--optimizers adam gd]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from catopt_xp.backend.machine import cpu_model, thread_count
 from catopt_xp.backend.xp import NumpyBackend
-from catopt_xp.bench.floor import measure_floor
+from catopt_xp.commands.floor import measure_floor
 from catopt_xp.engines.cpu.engine import PanelEngine
 from catopt_xp.engines.plain import Settings
 from catopt_xp.nn.network import DeepNetwork

@@ -3,8 +3,8 @@
 A record has the bits of short runs and fits, the CUDA sources, the public names with their signatures, the help texts,
 and the files of the wheel. Bits differ from machine to machine, so both records are made on one.
 
-    python benchmarks/record.py write FILE.json
-    python benchmarks/record.py compare OLD.json NEW.json
+    python -m benchmarks.record write FILE.json
+    python -m benchmarks.record compare OLD.json NEW.json
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def cuda() -> dict[str, str]:
 
 def names() -> dict[str, str]:
     """Lists the signatures of public names, without addresses of defaults."""
-    found = dict.fromkeys(sorted(catopt_xp.__all__), "")
+    found = dict.fromkeys(sorted(catopt_xp.__all__), "")  # type: ignore[attr-defined]  # the stub has none
     for name in found:
         with contextlib.suppress(TypeError, ValueError):  # the version, and exceptions that take what Exception does
             found[name] = re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(getattr(catopt_xp, name))))

@@ -6,7 +6,7 @@ model is checked against two and four ranks' steps, then reckons with what Infin
 beside the same network trained data-parallel: a share of each batch on every rank, the whole first layer's gradient
 summed by an allreduce. Needs mpi4py and an MPI library with its mpiexec.
 
-    python benchmarks/scaling.py [--json FILE]
+    python -m benchmarks.scaling [--json FILE]
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def time_exchange(ranks: Ranks, count: int) -> float:
     if ranks.size == 1:
         return 0.0
     own, repeats = np.zeros(count, dtype=np.float32), 300
-    counts = ranks.comm.allgather(count)
+    counts = ranks.comm.allgather(count)  # type: ignore[union-attr]  # several ranks have one
     for _ in range(20):
         ranks.gather(own, counts)
     start = time.perf_counter()
@@ -105,7 +105,7 @@ def on_ranks(count: int, n_x: int, batch_size: int) -> dict[str, Any]:
     mpiexec = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if mpiexec is None:
         sys.exit("scaling.py: no mpiexec beside this Python or on the path: pip install mpich mpi4py")
-    words = [sys.executable, __file__, "--measure", str(n_x), str(batch_size)]
+    words = [sys.executable, "-m", "benchmarks.scaling", "--measure", str(n_x), str(batch_size)]
     done = subprocess.run([mpiexec, "-n", str(count), *words], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"scaling.py: {count} ranks failed: {done.stderr.strip()}")

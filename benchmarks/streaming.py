@@ -4,7 +4,7 @@ The set is uint8 noise with labels that can be learned, written to disk and drop
 Beside the streamed epoch: the same network on a set that lies in memory, and how fast the disk alone gives the file.
 Each is a process of its own; they take turns.
 
-    python benchmarks/streaming.py [--gigabytes 10] [--memory-limit 1GB] [--folder DIR] [--json FILE]
+    python -m benchmarks.streaming [--gigabytes 10] [--memory-limit 1GB] [--folder DIR] [--json FILE]
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def reading(file: Path) -> dict[str, Any]:
 
 def in_a_process(what: str, *words: str) -> dict[str, Any]:
     """What a process of its own, which does one thing, has found."""
-    command = [sys.executable, __file__, "--do", what, *words]
+    command = [sys.executable, "-m", "benchmarks.streaming", "--do", what, *words]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode != 0:
         raise SystemExit(process.stderr)

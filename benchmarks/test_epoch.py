@@ -3,7 +3,7 @@
 An epoch of the slow ones takes half a minute, so that within a batch size all time the same number of steps, and the
 seconds per epoch are scaled from it: they are in `extra_info`, with the steps timed and the ratio to the floor. Before
 anything is timed, all contenders must agree on the losses of a small workload; where one does not, every test fails.
-Contenders of a batch size run one after the other; `catopt-xp bench` interleaves their rounds.
+Contenders of a batch size run one after the other; `python -m benchmarks.peers` interleaves their rounds.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
+from benchmarks.peers.contenders import CONTENDERS, QUICK
+from benchmarks.peers.peer import drop_sets
 from catopt_xp import Backend, get_backend, make_optimizer
-from catopt_xp.bench.agreement import TOLERANCE, check_agreement, small_workload
-from catopt_xp.bench.contenders import CONTENDERS, OurEngine, available
-from catopt_xp.bench.floor import Floor, measure_floor
-from catopt_xp.bench.workload import Workload, drop_sets
+from catopt_xp.commands.bench import TOLERANCE, OurEngine, Workload, check_agreement, floor_seconds, small_workload
+from catopt_xp.commands.floor import Floor, measure_floor
 from catopt_xp.engines.choose import choose_engine
 from catopt_xp.engines.plain import Settings
 
@@ -29,7 +29,6 @@ STEPS = {1: 16, 8: 16, 64: 4, 128: 4, 512: 2, 2000: 1}  # by batch size: how man
 BUDGET = 1.5  # seconds for the rounds of one contender, where they fit
 ROUNDS, SLOW_ROUNDS = (3, 30), 2  # at least and at most; those of a contender whose first one takes all of the budget
 OTHER_OPTIMIZERS = ("gd", "momentum", "rmsprop")  # at batch size 64; Adam is timed at all of them
-FAST = [name for name in CONTENDERS if name != "chapter"]  # these run all optimizers; making the chapter's set is slow
 
 
 class Steps(Protocol):
@@ -47,11 +46,12 @@ def floor(threads: int) -> Floor:
 @pytest.fixture(scope="session")
 def agreement(threads: int) -> dict[str, dict[str, float]]:
     """How far each contender is from the plain engine in float64, by optimizer; raises where that is too far."""
-    names = {
-        optimizer: [name for name in CONTENDERS if available(name, small_workload(optimizer)) is None]
-        for optimizer in ("adam", *OTHER_OPTIMIZERS)
-    }
-    return {optimizer: check_agreement(able, threads, small_workload(optimizer)) for optimizer, able in names.items()}
+    agreed = {}
+    for optimizer in ("adam", *OTHER_OPTIMIZERS):
+        work = small_workload(optimizer)
+        able = {name: entry for name, entry in CONTENDERS.items() if entry.obstacle(work) is None}
+        agreed[optimizer] = check_agreement(able, threads, work)
+    return agreed
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,8 +75,8 @@ def measure(benchmark: Any, runner: Steps, work: Workload, floor: Floor, count: 
         "steps_per_epoch": work.batches,
         "seconds_per_epoch": seconds,  # of the median; a busy machine shows in the best one
         "best_seconds_per_epoch": benchmark.stats.stats.min / epochs,
-        "floor_seconds_per_epoch": floor.seconds(work),
-        "ratio_to_floor": seconds / floor.seconds(work),
+        "floor_seconds_per_epoch": floor_seconds(floor, work),
+        "ratio_to_floor": seconds / floor_seconds(floor, work),
     }
     return seconds
 
@@ -89,10 +89,10 @@ def seconds_of(runner: Steps, count: int) -> float:
 
 def compete(benchmark: Any, name: str, work: Workload, threads: int, floor: Floor, agreed: dict[str, float]) -> None:
     """Times a contender, or skips it with the reason."""
-    reason = available(name, work)
+    reason = CONTENDERS[name].obstacle(work)
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
-    contender = CONTENDERS[name](work, threads)
+    contender = CONTENDERS[name].make(work, threads)
     seconds = measure(benchmark, contender, work, floor, STEPS[work.batch_size])
     benchmark.extra_info |= {"threads": threads, "versions": contender.versions(), "difference": agreed[name]}
     assert seconds > 0
@@ -112,7 +112,7 @@ def test_batch_size(
     compete(benchmark, name, Workload(batch_size=batch_size), threads, floor, agreement["adam"])
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", QUICK)  # making the chapter's set is slow
 @pytest.mark.parametrize("optimizer", OTHER_OPTIMIZERS)
 def test_optimizer(
     name: str,

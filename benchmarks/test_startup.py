@@ -15,14 +15,13 @@ from typing import Any
 import pytest
 
 import catopt_xp
-from catopt_xp.bench.contenders import available
+from catopt_xp.commands.bench import OURS, Workload
 
 IMPORT_NUMPY, IMPORT, NOTHING = "import numpy", "import catopt_xp", "pass"
 FIRST_STEP = """
-from catopt_xp.bench.contenders import CONTENDERS
-from catopt_xp.bench.workload import Workload
+from catopt_xp.commands.bench import OURS, Workload
 
-ours = CONTENDERS["panels"](Workload(n_x=3000, m=64, batch_size=32), 2)
+ours = OURS["panels"].make(Workload(n_x=3000, m=64, batch_size=32), 2)
 ours.steps(1)
 assert ours.losses()[0] > 0
 """
@@ -41,7 +40,7 @@ def run_python(code: str, compiled: Path | None = None) -> None:
 @pytest.fixture
 def numba() -> None:
     """The panel engine needs it."""
-    reason = available("panels")
+    reason = OURS["panels"].obstacle(Workload(n_x=3000))
     if reason is not None:
         pytest.skip(f"the panel engine cannot run: {reason}")
 

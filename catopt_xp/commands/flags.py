@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from catopt_xp.backend.machine import memory_size
-from catopt_xp.bench.contenders import CONTENDERS
-from catopt_xp.bench.table import BATCH_SIZES, QUICK_BATCH_SIZES
+from catopt_xp.commands.bench import BATCH_SIZES, QUICK_BATCH_SIZES
 from catopt_xp.commands.export import FORMATS, INPUTS
 from catopt_xp.data.dataset import ON_ERROR
 from catopt_xp.data.order import SHUFFLES
@@ -96,11 +95,6 @@ def layers(text: str) -> tuple[int, ...]:
 def counts(text: str) -> tuple[int, ...]:
     """Whole numbers of at least 1: "8,64"."""
     return tuple(count(part) for part in text.split(","))
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Names, none twice: "panels,plain"."""
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -365,9 +359,9 @@ COMPARE = """
 The runs are of --epochs each: batch-size has 4 (5 with --stochastic), optimizers 4, decay 3. On the full-size set of
 drawings a run takes minutes; --img-shape, --train-size and --epochs make it shorter."""
 BENCH = """
-The workload is seeded noise of the reference network's size. All contenders train from the same weights on the same
-rows in the same order, which is checked first. Libraries that are not installed are left out, and that is said. It
-takes five minutes or so, --quick little more than one; let no other program run meanwhile."""
+The workload is seeded noise of the reference network's size. Both engines train from the same weights on the same rows
+in the same order, which is checked first. It takes two minutes or so, --quick half a minute; let no other program run
+meanwhile. Other libraries are timed from a checkout of the sources: python -m benchmarks.peers."""
 
 EXPORT = """
 An ONNX file takes X and gives probabilities and label, the class number. A safetensors file has the weights W0, b0, …;
@@ -467,8 +461,8 @@ def make_parser(prog: str) -> Parser:
     _add_compare(command("compare", text, COMPARE, trains=True))
     _add_tune(command("tune", "time real training steps at several batch sizes, and choose one"))
     _add_export(command("export", "write a checkpoint's network as ONNX, or its weights as safetensors", EXPORT))
-    text = "time an epoch against batch size: ours, other libraries, and what this machine could do at best"
-    _add_bench(command("bench", text, BENCH))
+    text = "time an epoch against batch size: each engine, and what this machine could do at best"
+    add_bench(command("bench", text, BENCH))
     _add_info(command("info", "print which device is used, why not the other one, and versions"))
     _add_plot(command("plot", "draw a run, compare several on one axis, or draw a benchmark"))
     _add_paths(command("paths", "draw the optimizers' paths over a saddle point, a plateau and a valley"))
@@ -556,22 +550,13 @@ def _add_compare(parser: Parser) -> None:
     add_output(parser)
 
 
-def _add_bench(parser: Parser) -> None:
+def add_bench(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds the flags of `bench`, and returns the group of those that say what is timed."""
     what = parser.add_argument_group("what is timed")
-    what.add_argument(
-        "--quick",
-        action="store_true",
-        help="fewer batch sizes, shorter turns, without the chapter's code (default: off)",
-    )
+    what.add_argument("--quick", action="store_true", help="fewer batch sizes, shorter turns (default: off)")
     sizes = " ".join(map(str, BATCH_SIZES)), " ".join(map(str, QUICK_BATCH_SIZES))
     what.add_argument(
         "--batch-sizes", type=counts, metavar="N,N,...", help=f"(default: {sizes[0]}; --quick: {sizes[1]})"
-    )
-    what.add_argument(
-        "--contenders",
-        type=names,
-        metavar="NAME,...",
-        help=f"of {', '.join(CONTENDERS)}; the others are compared with the first (default: all)",
     )
     what.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="adam", help="method (default: adam)")
     what.add_argument("--threads", type=count, metavar="N", help="of each contender (default: all processors)")
@@ -581,6 +566,7 @@ def _add_bench(parser: Parser) -> None:
     parser.add_argument(
         "--save-dir", type=path, default=folder, metavar="DIR", help=f"of bench.json and bench.png (default: {folder})"
     )
+    return what
 
 
 def _add_info(parser: Parser) -> None:

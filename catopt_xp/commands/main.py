@@ -25,8 +25,7 @@ import numpy as np
 from catopt_xp.backend.machine import thread_count
 from catopt_xp.backend.ranks import Ranks, world
 from catopt_xp.backend.xp import Backend, device_report, get_backend
-from catopt_xp.bench import table
-from catopt_xp.bench.workload import Workload
+from catopt_xp.commands import bench
 from catopt_xp.commands.compare import SURFACES, compare, optimizer_paths
 from catopt_xp.commands.export import (
     FORMATS,
@@ -368,19 +367,18 @@ def run_export(args: argparse.Namespace) -> None:
         print(f"safetensors: {plain(export_safetensors(trained, out))}")
 
 
-def run_bench(args: argparse.Namespace) -> None:
-    """Times ours and others on the same work; writes a table as JSON and, with matplotlib, as a figure."""
-    sizes, contenders, rounds, seconds = table.BATCH_SIZES, table.ALL_CONTENDERS, table.ROUNDS, table.SECONDS
+def run_bench(args: argparse.Namespace, contenders: Mapping[str, bench.Entry] = bench.OURS) -> None:
+    """Times contenders on the same work; writes a table as JSON and, with matplotlib, as a figure."""
+    sizes, rounds, seconds = bench.BATCH_SIZES, bench.ROUNDS, bench.SECONDS
     if args.quick:
-        sizes, contenders = table.QUICK_BATCH_SIZES, table.QUICK_CONTENDERS
-        rounds, seconds = table.QUICK_ROUNDS, table.QUICK_SECONDS
+        sizes, rounds, seconds = bench.QUICK_BATCH_SIZES, bench.QUICK_ROUNDS, bench.QUICK_SECONDS
     with usage():
-        work = Workload(n_x=args.n_x, m=args.samples, optimizer=args.optimizer)
-        named = args.batch_sizes or sizes, args.contenders or contenders
-        plan = table.Plan(work, args.threads or thread_count(), *named, rounds, seconds)
+        work = bench.Workload(n_x=args.n_x, m=args.samples, optimizer=args.optimizer)
+        threads = args.threads or thread_count()
+        measured = bench.Measurement(work, threads, args.batch_sizes or sizes, contenders, rounds, seconds)
     args.save_dir.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is said before minutes of work
-    results = table.run_table(plan, lambda text: print(text, flush=True))
-    file = table.write_table(results, args.save_dir)
+    results = bench.run_table(measured, lambda text: print(text, flush=True))
+    file = bench.write_table(results, args.save_dir)
     print(f"results: {file}")
     figure = file.with_suffix(".png")
     if _drawn(lambda: plot_benchmark(results, figure)):

@@ -1,11 +1,11 @@
-"""The benchmark: all contenders do the same work, the floor is a number, the table is whole, the command line runs."""
+"""`catopt-xp bench`: the work, the floor and the table; contenders do the same work, and the command line runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,43 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 from catopt_xp.backend.machine import thread_count
-from catopt_xp.bench import table
-from catopt_xp.bench.agreement import STEPS, BenchError, check_agreement, small_workload
-from catopt_xp.bench.base_contender import Contender, used_threads
-from catopt_xp.bench.contenders import CONTENDERS, OurEngine, available, memory_needed
-from catopt_xp.bench.floor import Floor, measure_floor
-from catopt_xp.bench.floor import main as floor_main
-from catopt_xp.bench.workload import Workload
+from catopt_xp.commands import bench
+from catopt_xp.commands.bench import (
+    CHECKED_STEPS,
+    OURS,
+    BenchError,
+    Contender,
+    Entry,
+    Measurement,
+    OurEngine,
+    Workload,
+    check_agreement,
+    floor_seconds,
+    run_table,
+    small_workload,
+    used_threads,
+    write_table,
+)
+from catopt_xp.commands.floor import Floor, measure_floor
 from catopt_xp.commands.main import main
 from catopt_xp.optim.rules import OPTIMIZERS
 from catopt_xp.training.plots import plot_benchmark
 
 THREADS = thread_count()
 TINY = Workload(n_x=40, m=20, batch_size=8)
+
+
+class Slow(OurEngine):
+    """The plain engine under another name."""
+
+    def __init__(self, workload: Workload, threads: int) -> None:
+        super().__init__("plain", workload, threads)
+        self.name = "slow"
+
+
+PLAIN: Mapping[str, Entry] = {"plain": OURS["plain"]}
+SLOW = Entry(Slow, memory=lambda work: 0)
+TWO = {**PLAIN, "slow": SLOW}
 
 
 # The workload.
@@ -39,10 +63,6 @@ def test_a_workload_is_a_function_of_its_numbers() -> None:
     assert pixels.flags.c_contiguous
     assert work.pixels() is pixels  # one set, whatever the batch size
     assert dataclasses.replace(work, batch_size=8).pixels() is pixels
-    np.testing.assert_allclose(work.floats(), pixels / 255, rtol=1e-6)
-    assert work.floats().dtype == np.float32
-    assert (work.columns().shape, work.columns().dtype) == ((1000, 60), np.float64)
-    np.testing.assert_array_equal(work.columns(), pixels.T / 255)
     assert sorted(set(work.targets()[0])) == [0.0, 1.0]
     assert work.targets().sum() == 30
     assert not np.array_equal(dataclasses.replace(work, seed=1).pixels(), pixels)
@@ -82,25 +102,25 @@ def test_a_workload_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
 # The contenders.
 
 
-def make(name: str, work: Workload) -> Contender:
-    why = available(name, work)
-    if why is not None:
-        pytest.skip(f"{name}: {why}")
-    return CONTENDERS[name](work, THREADS)
+def missing(why: str, batch_size: int | None = None) -> Entry:
+    """An entry that cannot run, at one batch size or at all."""
+
+    class Missing(Entry):
+        def obstacle(self, work: Workload) -> str | None:
+            return why if batch_size in (None, work.batch_size) else None
+
+    return Missing(SLOW.make, SLOW.memory)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", CONTENDERS)
-def test_every_contender_agrees_with_the_plain_engine(name: str, optimizer: str) -> None:
-    work = small_workload(optimizer)
-    if (why := available(name, work)) is not None:
-        pytest.skip(f"{name}: {why}")
-    assert check_agreement([name], THREADS, work)[name] < 5e-4
+@pytest.mark.parametrize("name", OURS)
+def test_every_engine_agrees_with_plain_in_float64(name: str, optimizer: str) -> None:
+    assert check_agreement({name: OURS[name]}, THREADS, small_workload(optimizer))[name] < 5e-4
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize("name", OURS)
 def test_steps_go_on_where_they_ended(name: str) -> None:
-    at_once, in_parts = make(name, TINY), make(name, TINY)
+    at_once, in_parts = (OURS[name].make(TINY, THREADS) for _ in range(2))
     at_once.steps(8)
     for count in (1, 3, 0, 4):  # an epoch has 3
         in_parts.steps(count)
@@ -110,20 +130,14 @@ def test_steps_go_on_where_they_ended(name: str) -> None:
     assert at_once.name == name
 
 
-def test_an_unknown_contender_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown contender 'abacus'; choose panels, plain"):
-        available("abacus")
-
-
-def test_what_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())
-    assert available("torch") == "torch is not installed (pip install torch)"
-    assert available("sklearn", Workload(optimizer="rmsprop")) == "scikit-learn has no RMSProp"
-    assert available("torch-fused", Workload(optimizer="rmsprop")) is not None
-    monkeypatch.setattr("catopt_xp.bench.contenders.host_free_memory", lambda: 10**9)
-    assert available("chapter", Workload()) == "it needs 3.0 GB of memory, 1.0 GB are free"
-    assert available("plain", Workload()) is None
-    assert memory_needed("torch", Workload(batch_size=2000)) > memory_needed("torch", Workload())
+def test_an_obstacle_is_a_phrase(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Entry(OURS["plain"].make, lambda work: 3 * 10**9, ("abacus", "pyabacus"), {"rmsprop": "it has no RMSProp"})
+    assert entry.obstacle(TINY) == "abacus is not installed (pip install pyabacus)"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert entry.obstacle(Workload(optimizer="rmsprop")) == "it has no RMSProp"
+    monkeypatch.setattr(bench, "host_free_memory", lambda: 10**9)
+    assert entry.obstacle(TINY) == "it needs 3.0 GB of memory, 1.0 GB are free"
+    assert OURS["plain"].obstacle(Workload()) is None
 
 
 def test_threads_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,14 +174,13 @@ class Lazy(OurEngine):
 
 @pytest.mark.parametrize(
     ("contender", "message"),
-    [(Wrong, "odd does not compute the same: a loss differs by"), (Lazy, f"odd made 5 steps of {STEPS}")],
+    [(Wrong, "odd does not compute the same: a loss differs by"), (Lazy, f"odd made 5 steps of {CHECKED_STEPS}")],
 )
 def test_a_contender_that_does_other_work_is_named(
-    contender: Callable[[Workload, int], Contender], message: str, monkeypatch: pytest.MonkeyPatch
+    contender: Callable[[Workload, int], Contender], message: str
 ) -> None:
-    monkeypatch.setitem(CONTENDERS, "odd", contender)
     with pytest.raises(BenchError, match=message):
-        check_agreement(["plain", "odd"], THREADS)
+        check_agreement({**PLAIN, "odd": Entry(contender, SLOW.memory)}, THREADS, small_workload())
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -175,7 +188,7 @@ def test_the_losses_that_are_compared_move(optimizer: str) -> None:
     work = small_workload(optimizer)
     moving, standing = (OurEngine("plain", w, THREADS) for w in (work, dataclasses.replace(work, learning_rate=1e-12)))
     for engine in (moving, standing):
-        engine.steps(STEPS)
+        engine.steps(CHECKED_STEPS)
     assert np.all(np.abs(moving.losses() / standing.losses() - 1)[1:] > 0.05)
     assert moving.losses().max() < 2.0  # and do not jump: rounding would grow without bounds
 
@@ -184,7 +197,7 @@ def test_the_losses_that_are_compared_move(optimizer: str) -> None:
 
 
 def test_the_floor_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("catopt_xp.bench.floor.SIDE", 200)
+    monkeypatch.setattr("catopt_xp.commands.floor.SIDE", 200)
     floor = measure_floor(THREADS)
     assert 1e8 < floor.bandwidth < 1e13
     assert 1e8 < floor.rate < 1e15
@@ -196,22 +209,12 @@ def test_the_floor_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure_floor(1).traffic_by == "NumPy, in-place operations"
 
 
-def test_the_best_of_many_measurements_is_the_floor_and_the_median_of_some_is_that_of_a_turn(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_floor_is_best_and_turn_is_median(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = itertools.cycle([5.0, 1.0, 3.0, 4.0, 2.0])
-    monkeypatch.setattr("catopt_xp.bench.floor._seconds", lambda work: next(seconds))
-    monkeypatch.setattr("catopt_xp.bench.floor.TURN_SWEEPS", 5)
+    monkeypatch.setattr("catopt_xp.commands.floor._seconds", lambda work: next(seconds))
+    monkeypatch.setattr("catopt_xp.commands.floor.TURN_SWEEPS", 5)
     best, now = measure_floor(1), measure_floor(1, in_turn=True)
     assert best.bandwidth == pytest.approx(3 * now.bandwidth)
-
-
-def test_the_floor_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("catopt_xp.bench.floor.measure_floor", lambda threads: Floor(50e9, 100e9, threads, "a", "b"))
-    floor_main()
-    lines = capsys.readouterr().out.splitlines()
-    assert "state traffic 50.0 GB/s (a), float32 products 100 GFLOP/s (b)" in lines[0]
-    assert len(lines) == 7
 
 
 def test_of_two_floors_each_speed_is_the_better_one() -> None:
@@ -225,7 +228,7 @@ def test_the_floor_of_an_epoch() -> None:
     products = 4 * 1000 * 10 * 100 / 2e9
     for optimizer, arrays in (("gd", 1), ("momentum", 2), ("rmsprop", 2), ("adam", 3)):
         state = 4 * 8 * arrays * 1000 * 10 / 1e9
-        assert floor.seconds(dataclasses.replace(work, optimizer=optimizer)) == pytest.approx(state + products)
+        assert floor_seconds(floor, dataclasses.replace(work, optimizer=optimizer)) == pytest.approx(state + products)
 
 
 # The table.
@@ -235,14 +238,14 @@ def test_the_floor_of_an_epoch() -> None:
 def small_floor(monkeypatch: pytest.MonkeyPatch) -> Floor:
     floor = Floor(bandwidth=50e9, rate=100e9, threads=1, traffic_by="numba", product_by="one product")
     slower = dataclasses.replace(floor, bandwidth=floor.bandwidth / 2, rate=floor.rate / 2)
-    monkeypatch.setattr(table, "measure_floor", lambda threads, in_turn=False: slower if in_turn else floor)
+    monkeypatch.setattr(bench, "measure_floor", lambda threads, in_turn=False: slower if in_turn else floor)
     return floor
 
 
 def test_the_table_is_complete(small_floor: Floor, tmp_path: Path) -> None:
     said: list[str] = []
-    plan = table.Plan(Workload(n_x=300, m=30), 1, (4, 8, 64), ("plain", "chapter"), rounds=2, seconds=1e-3)
-    file = table.write_table(table.run_table(plan, said.append), tmp_path / "new")
+    measured = Measurement(Workload(n_x=300, m=30), 1, (4, 8, 64), TWO, rounds=2, seconds=1e-3)
+    file = write_table(run_table(measured, said.append), tmp_path / "new")
     results = json.loads(file.read_text())
     assert set(results) == {
         *("format", "date", "code", "machine", "versions", "threads", "workload"),
@@ -255,7 +258,7 @@ def test_the_table_is_complete(small_floor: Floor, tmp_path: Path) -> None:
     assert [row["batch_size"] for row in results["rows"]] == [4, 8, 30]  # no batch is larger than the set
     assert [row["steps"] for row in results["rows"]] == [8, 4, 1]
     for row in results["rows"]:
-        assert list(row["contenders"]) == ["plain", "chapter"]
+        assert list(row["contenders"]) == ["plain", "slow"]
         for timed in row["contenders"].values():
             assert len(timed["turns"]) == 2
             assert min(timed["turns"]) <= timed["seconds_per_epoch"] <= max(timed["turns"])
@@ -268,58 +271,55 @@ def test_the_table_is_complete(small_floor: Floor, tmp_path: Path) -> None:
 
 
 def test_a_slow_contender_makes_some_steps_that_are_scaled(monkeypatch: pytest.MonkeyPatch, small_floor: Floor) -> None:
-    monkeypatch.setattr(table, "seconds_of", lambda contender, count: float(count))
-    plan = table.Plan(Workload(n_x=300, m=30), 1, (1,), ("plain",), rounds=1, seconds=4.5)
+    monkeypatch.setattr(bench, "seconds_of", lambda contender, count: float(count))
+    measured = Measurement(Workload(n_x=300, m=30), 1, (1,), PLAIN, rounds=1, seconds=4.5)
     said: list[str] = []
-    row = table.run_table(plan, said.append)["rows"][0]
+    row = run_table(measured, said.append)["rows"][0]
     assert row["contenders"]["plain"]["steps_timed"] == 4
     assert row["contenders"]["plain"]["seconds_per_epoch"] == 30.0
     assert "plain ~30.000 s" in said[-1]
 
 
-def test_absent_contenders_are_said_and_left_out(monkeypatch: pytest.MonkeyPatch, small_floor: Floor) -> None:
-    monkeypatch.setattr(table, "available", lambda name, work=None: "no such thing" if name == "torch" else None)
+def test_absent_contenders_are_said_and_left_out(small_floor: Floor) -> None:
     said: list[str] = []
-    plan = table.Plan(Workload(n_x=300, m=30), 1, (8,), ("torch", "plain"), rounds=1, seconds=1e-3)
-    results = table.run_table(plan, said.append)
-    assert results["absent"] == {"torch": "no such thing"}
-    assert said[0] == "torch is left out: no such thing"
+    contenders = {"abacus": missing("no such thing"), **PLAIN}
+    measured = Measurement(Workload(n_x=300, m=30), 1, (8,), contenders, rounds=1, seconds=1e-3)
+    results = run_table(measured, said.append)
+    assert results["absent"] == {"abacus": "no such thing"}
+    assert said[0] == "abacus is left out: no such thing"
     assert list(results["rows"][0]["contenders"]) == ["plain"]
     with pytest.raises(BenchError, match="no contender is left"):
-        table.run_table(dataclasses.replace(plan, contenders=("torch",)), said.append)
+        run_table(dataclasses.replace(measured, contenders={"abacus": missing("no such thing")}), said.append)
 
 
 @pytest.mark.parametrize(("load", "said"), [(9.0, True), (0.1, False)])
 def test_a_busy_machine_is_said(load: float, said: bool, monkeypatch: pytest.MonkeyPatch, small_floor: Floor) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
-    monkeypatch.setattr(table, "cpu_count", lambda: 2)
+    monkeypatch.setattr(bench, "cpu_count", lambda: 2)
     lines: list[str] = []
-    results = table.run_table(table.Plan(TINY, 1, (8,), ("plain",), rounds=1, seconds=1e-3), lines.append)
+    results = run_table(Measurement(TINY, 1, (8,), PLAIN, rounds=1, seconds=1e-3), lines.append)
     assert any("other programs are at work (load 9.0)" in text for text in lines) == said
     assert results["machine"]["load"] == load
 
 
-def test_a_contender_without_memory_is_left_out_of_its_row(monkeypatch: pytest.MonkeyPatch, small_floor: Floor) -> None:
-    def too_large(name: str, work: Workload | None = None) -> str | None:
-        return "too large" if name == "chapter" and work is not None and work.batch_size == 16 else None
-
-    monkeypatch.setattr(table, "available", too_large)
-    plan = table.Plan(Workload(n_x=300, m=30), 1, (8, 16), ("plain", "chapter"), rounds=1, seconds=1e-3)
-    rows = table.run_table(plan, lambda text: None)["rows"]
-    assert [list(row["contenders"]) for row in rows] == [["plain", "chapter"], ["plain"]]
-    assert rows[1]["absent"] == {"chapter": "too large"}
+def test_a_contender_without_memory_is_left_out_of_its_row(small_floor: Floor) -> None:
+    contenders = {**PLAIN, "slow": missing("too large", batch_size=16)}
+    measured = Measurement(Workload(n_x=300, m=30, batch_size=8), 1, (8, 16), contenders, rounds=1, seconds=1e-3)
+    rows = run_table(measured, lambda text: None)["rows"]
+    assert [list(row["contenders"]) for row in rows] == [["plain", "slow"], ["plain"]]
+    assert rows[1]["absent"] == {"slow": "too large"}
 
 
 def test_a_set_larger_than_the_memory_is_refused() -> None:
-    plan = table.Plan(Workload(n_x=10**9, m=10**6), 1, (8,), ("plain",))
+    measured = Measurement(Workload(n_x=10**9, m=10**6), 1, (8,), PLAIN)
     with pytest.raises(ValueError, match=r"the pixels of the benchmark need .* choose a smaller --n-x or --samples"):
-        table.run_table(plan, lambda text: None)
+        run_table(measured, lambda text: None)
 
 
-@pytest.mark.parametrize("empty", [{"batch_sizes": ()}, {"contenders": ()}])
-def test_a_plan_for_nothing_is_refused(empty: dict[str, Any]) -> None:
+@pytest.mark.parametrize("empty", [{"batch_sizes": ()}, {"contenders": {}}])
+def test_a_measurement_of_nothing_is_refused(empty: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="at least one batch size and one contender"):
-        table.Plan(TINY, 1, **empty)
+        Measurement(TINY, 1, **empty)
 
 
 def test_a_figure_needs_rows() -> None:
@@ -331,11 +331,11 @@ def test_a_figure_needs_rows() -> None:
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], small_floor: Floor) -> None:
-    words = "bench --quick --n-x 3000 --samples 64 --batch-sizes 8,64 --contenders plain,chapter --threads 1"
+    words = "bench --quick --n-x 3000 --samples 64 --batch-sizes 8,64 --threads 1"
     assert main([*words.split(), "--save-dir", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert "batch     8: floor" in out
-    assert "chapter" in out
+    assert "plain" in out
     results = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert [row["batch_size"] for row in results["rows"]] == [8, 64]
     assert results["threads"] == 1
@@ -345,7 +345,6 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], sm
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--contenders plain,abacus", "unknown contender 'abacus'"),
         ("--batch-sizes 8,0", "argument --batch-sizes: '0' is not a whole number"),
         ("--threads 0", "argument --threads: '0' is not a whole number"),
     ],

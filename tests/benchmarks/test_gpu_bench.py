@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 from cuda_runs import CpuDevice
 
+from benchmarks.peers_gpu import floor as gpu_floor
+from benchmarks.peers_gpu import jobs as gpu_jobs
+from benchmarks.peers_gpu import kernels as gpu_kernels
+from benchmarks.peers_gpu.contenders import COLUMNS, GPU_CONTENDERS, EngineEpochs, missing_library
+from benchmarks.peers_gpu.epochs import ORDERS
+from benchmarks.peers_gpu.floor import Ceilings, epoch_bytes, step_bytes
+from benchmarks.peers_gpu.jobs import GpuJobs
+from benchmarks.peers_gpu.kernels import Recorder, measure_launches, measure_plain, measure_steps
 from catopt_xp.backend.machine import thread_count
 from catopt_xp.backend.xp import NumpyBackend
-from catopt_xp.bench import gpu_floor, gpu_jobs, gpu_kernels
-from catopt_xp.bench.agreement import BenchError, difference, reference_losses, small_workload
-from catopt_xp.bench.base_contender import ORDERS, Contender
-from catopt_xp.bench.gpu_contenders import COLUMNS, GPU_CONTENDERS, EngineEpochs, missing_library
-from catopt_xp.bench.gpu_floor import Ceilings, epoch_bytes, step_bytes
-from catopt_xp.bench.gpu_jobs import GpuJobs
-from catopt_xp.bench.gpu_kernels import Recorder, measure_launches, measure_plain, measure_steps
-from catopt_xp.bench.workload import Workload
+from catopt_xp.commands.bench import BenchError, Contender, Workload, difference, reference_losses, small_workload
 from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.optim.rules import OPTIMIZERS
@@ -91,7 +92,7 @@ def test_torch_step_by_step_agrees(resident: str, optimizer: str) -> None:
 
 def graph_on_cpu(work: Workload, **options: Any) -> Any:
     """`TorchGraph` whose graphs are the work itself, done again."""
-    from catopt_xp.bench.torch_gpu_peer import REHEARSALS, TorchGraph
+    from benchmarks.peers_gpu.torch_peer import REHEARSALS, TorchGraph
 
     class OnCpu(TorchGraph):
         def _capture(self, work: Callable[[], None]) -> Callable[[], None]:
@@ -123,7 +124,7 @@ def test_torch_gathers_rows_that_are_no_whole_words(batch_size: int) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_torch_compiled_agrees(optimizer: str) -> None:
-    from catopt_xp.bench.torch_gpu_peer import TorchCompiled
+    from benchmarks.peers_gpu.torch_peer import TorchCompiled
 
     contender = TorchCompiled(small_workload(optimizer), "cpu", "uint8", backend="eager")
     assert agreement(contender) < 1e-5

@@ -6,45 +6,31 @@ import copy
 import importlib.util
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import gpu
+from benchmarks.peers_gpu import row as gpu_row
+from benchmarks.peers_gpu import stages as gpu_stages
+from benchmarks.peers_gpu.contenders import GPU_CONTENDERS
+from benchmarks.peers_gpu.deadline import Clock, Stage, run_command
+from benchmarks.peers_gpu.row import Crew, Row
+from benchmarks.peers_gpu.stages import GpuPlan, nvidia_smi, plan_stages
+from benchmarks.peers_gpu.table import ms, report, rows_of, table
+from benchmarks.peers_gpu.worker import OutOfTime
 from catopt_xp.backend.machine import thread_count
-from catopt_xp.bench import gpu_row, gpu_stages
-from catopt_xp.bench.agreement import BenchError, reference_losses, small_workload
-from catopt_xp.bench.gpu_contenders import GPU_CONTENDERS
-from catopt_xp.bench.gpu_row import Crew, Row
-from catopt_xp.bench.gpu_stages import GpuPlan, nvidia_smi, plan_stages
-from catopt_xp.bench.gpu_table import ms, report, rows_of, table
-from catopt_xp.bench.stages import Clock, Stage, run_command
-from catopt_xp.bench.worker import OutOfTime
-from catopt_xp.bench.workload import Workload
+from catopt_xp.commands.bench import BenchError, Workload, reference_losses, small_workload
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 SMALL = Workload(n_x=3000, m=96, learning_rate=1e-3)
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    """benchmarks/gpu.py, imported."""
-    specification = importlib.util.spec_from_file_location("gpu_benchmark", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    path = list(sys.path)
-    specification.loader.exec_module(module)
-    sys.path[:] = path
-    return module
-
-
-# Rows of contenders, with a crew that answers from a script.
+# Rows of contenders, with a crew that answers from a gpu.
 
 
 class ScriptedCrew:
@@ -378,8 +364,8 @@ def test_milliseconds_have_three_digits() -> None:
 # The command.
 
 
-def test_a_dry_run_says_the_stages_and_the_floors(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert script.main(["--dry-run", "--quick", "--batch-sizes", "8,64,128,2000"]) == 0
+def test_a_dry_run_says_the_stages_and_the_floors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--dry-run", "--quick", "--batch-sizes", "8,64,128,2000"]) == 0
     out = capsys.readouterr().out
     assert "batch 128      at most" in out
     assert "compiled" not in out
@@ -387,12 +373,12 @@ def test_a_dry_run_says_the_stages_and_the_floors(script: ModuleType, capsys: py
 
 
 def test_without_a_gpu_one_line_says_what_is_missing(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert script.main(["--out", str(tmp_path / "gpu.json")]) == 1
+    assert gpu.main(["--out", str(tmp_path / "gpu.json")]) == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith("benchmarks/gpu.py: device='cuda' cannot be used: ")
+    assert captured.err.startswith("python -m benchmarks.gpu: device='cuda' cannot be used: ")
     assert captured.err.count("\n") == 1
     assert captured.out == ""
     assert list(tmp_path.iterdir()) == []
@@ -405,19 +391,19 @@ def test_without_a_gpu_one_line_says_what_is_missing(
         ("--deadline 0", "argument --deadline: '0' is not a number above 0"),
     ],
 )
-def test_bad_usage_is_named(script: ModuleType, flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_usage_is_named(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        script.main(flags.split())
+        gpu.main(flags.split())
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_table_is_printed_from_a_file(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_is_printed_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "gpu.json"
     file.write_text(json.dumps(RESULTS))
-    assert script.main(["--table", str(file)]) == 0
+    assert gpu.main(["--table", str(file)]) == 0
     assert capsys.readouterr().out == report(RESULTS) + "\n"
-    assert script.main(["--table", str(tmp_path / "none.json")]) == 1
+    assert gpu.main(["--table", str(tmp_path / "none.json")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -443,14 +429,14 @@ def scripted_stages(results: list[str]) -> Callable[[GpuPlan, Crew], list[Stage]
 
 
 def test_an_interrupted_measurement_is_gone_on_with(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = ["abc"]
-    monkeypatch.setattr(script, "plan_stages", scripted_stages(ran))
+    monkeypatch.setattr(gpu, "plan_stages", scripted_stages(ran))
     file = tmp_path / "gpu.json"
-    assert script.main(["--out", str(file)]) == 1
+    assert gpu.main(["--out", str(file)]) == 1
     assert json.loads(file.read_text())["stages"]["second"]["reason"] == "not yet"
-    assert script.main(["--out", str(file), "--resume"]) == 0
+    assert gpu.main(["--out", str(file), "--resume"]) == 0
     assert ran == ["abc", "second", "third", "second"]
     results = json.loads(file.read_text())
     assert {name: kept["status"] for name, kept in results["stages"].items()} == dict.fromkeys(
@@ -459,10 +445,10 @@ def test_an_interrupted_measurement_is_gone_on_with(
     assert results["date"]
     assert results["rows"] == []
     capsys.readouterr()
-    assert script.main(["--out", str(file), "--resume", "--quick"]) == 1
+    assert gpu.main(["--out", str(file), "--resume", "--quick"]) == 1
     assert "was measured with other settings" in capsys.readouterr().err
     ran[0] = "def"
-    assert script.main(["--out", str(file), "--resume"]) == 1
+    assert gpu.main(["--out", str(file), "--resume"]) == 1
     assert "was measured with another code" in capsys.readouterr().err
     assert json.loads(file.read_text()) == results
 
@@ -471,7 +457,7 @@ def test_an_interrupted_measurement_is_gone_on_with(
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
 def test_all_of_it_is_rehearsed_on_the_cpu(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those who need no GPU are timed through every part; what needs one fails with its reason."""
     entries = {name: GPU_CONTENDERS[name] for name in ("plain", "torch-uint8", "torch-float32", "jax-uint8")}
@@ -479,7 +465,7 @@ def test_all_of_it_is_rehearsed_on_the_cpu(
     options = {"train_size": 4, "dev_size": 2, "img_shape": (8, 8)}
     plan = GpuPlan(SMALL, (40,), 300.0, 2, tests=False, compiled=False, device="cpu", train_options=options)
     file = tmp_path / "gpu.json"
-    assert script.measure(plan, file, resume=False) == 1
+    assert gpu.measure(plan, file, resume=False) == 1
     results = json.loads(file.read_text())
     statuses = {name: kept["status"] for name, kept in results["stages"].items()}
     failed = dict.fromkeys(("ceilings", "kernels"), "failed")

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from catopt_xp.bench.agreement import BenchError
-from catopt_xp.bench.stages import Clock, Stage, run_command, run_stages
-from catopt_xp.bench.worker import OutOfTime, Worker, end_group
+from benchmarks.peers_gpu.deadline import Clock, Stage, run_command, run_stages
+from benchmarks.peers_gpu.worker import OutOfTime, Worker, end_group
+from catopt_xp.commands.bench import BenchError
 
 # Processes. A module is an object too, and can be asked for its functions.
 

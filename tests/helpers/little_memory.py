@@ -37,9 +37,7 @@ LITTLE = {
     "compare": Case(
         "compare decay --data ASIDE/set.npz --epochs 1 --save-dir DISK/compare --device cpu --engine plain"
     ),
-    "bench": Case(
-        "bench --n-x 3000 --samples 32 --batch-sizes 8 --contenders plain --threads 1 --quick --save-dir DISK/bench"
-    ),
+    "bench": Case("bench --n-x 3000 --samples 32 --batch-sizes 8 --threads 1 --quick --save-dir DISK/bench"),
     "evaluate": Case("evaluate ASIDE/other.npz --data ASIDE/set.npz"),
     "export": Case("export ASIDE/other.npz --out DISK/a.onnx"),
 }

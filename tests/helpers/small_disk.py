@@ -87,9 +87,7 @@ CASES = {
     "plot svg": Case(
         "plot ASIDE/run/model_history.json --out DISK/a.svg", "plot ASIDE/other.npz --out DISK/a.svg", draws=True
     ),
-    "bench": Case(
-        "bench --n-x 300 --samples 20 --batch-sizes 8 --contenders plain --threads 1 --save-dir DISK/bench --quick"
-    ),
+    "bench": Case("bench --n-x 300 --samples 20 --batch-sizes 8 --threads 1 --save-dir DISK/bench --quick"),
 }
 
 

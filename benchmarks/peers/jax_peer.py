@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from catopt_xp.bench.base_contender import Peer
-from catopt_xp.bench.rules import corrections, updated
-from catopt_xp.bench.workload import Rows, Workload
+from benchmarks.peers.peer import Peer
+from benchmarks.peers.rules import corrections, updated
+from catopt_xp.commands.bench import Rows, Workload
 
 CHUNK = 64  # steps in one call at most; more are no faster
 

@@ -12,12 +12,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from catopt_xp.bench.agreement import BenchError, difference
-from catopt_xp.bench.gpu_contenders import GPU_CONTENDERS, missing_library
-from catopt_xp.bench.gpu_jobs import GpuJobs
-from catopt_xp.bench.stages import Clock
-from catopt_xp.bench.worker import OutOfTime, Worker
-from catopt_xp.bench.workload import Workload
+from benchmarks.peers_gpu.contenders import GPU_CONTENDERS, missing_library
+from benchmarks.peers_gpu.deadline import Clock
+from benchmarks.peers_gpu.jobs import GpuJobs
+from benchmarks.peers_gpu.worker import OutOfTime, Worker
+from catopt_xp.commands.bench import BenchError, Workload, difference
 
 ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
     "jax": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # else it takes most of the memory, which others need

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from benchmarks.peers.rules import correction_table, updated
+from benchmarks.peers.torch_peer import convention_of, torch_network, torch_optimizer
+from benchmarks.peers_gpu.epochs import EpochContender
 from catopt_xp.backend.machine import thread_count
-from catopt_xp.bench.base_contender import EpochContender
-from catopt_xp.bench.rules import correction_table, updated
-from catopt_xp.bench.torch_peer import convention_of, torch_network, torch_optimizer
-from catopt_xp.bench.workload import Workload
+from catopt_xp.commands.bench import Workload
 from catopt_xp.nn.functional import pixel_scale
 
 WORD = 8  # bytes that a gather moves at a time where they fit: single ones are slow

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.backend.xp import Backend
-from catopt_xp.bench.floor import NUMBERS, READ_AND_WRITTEN, STATE_ARRAYS, operations, state_bytes
-from catopt_xp.bench.workload import Workload
+from catopt_xp.commands.bench import Workload, operations, state_bytes
+from catopt_xp.commands.floor import NUMBERS, READ_AND_WRITTEN, STATE_ARRAYS
 
 TERMS = 3  # half-precision numbers that make up a float32 one
 COPY_BYTES = 4 << 30  # of the array that is copied, at most

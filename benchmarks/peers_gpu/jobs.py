@@ -13,14 +13,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.peers_gpu.contenders import GPU_CONTENDERS, EngineEpochs
+from benchmarks.peers_gpu.floor import measure_bandwidth, measure_products
+from benchmarks.peers_gpu.kernels import measure_launches, measure_plain, measure_steps
 from catopt_xp.backend.devices import cuda_version
 from catopt_xp.backend.xp import Backend, get_backend
-from catopt_xp.bench.agreement import BenchError, small_workload
-from catopt_xp.bench.base_contender import Contender
-from catopt_xp.bench.gpu_contenders import GPU_CONTENDERS, EngineEpochs
-from catopt_xp.bench.gpu_floor import measure_bandwidth, measure_products
-from catopt_xp.bench.gpu_kernels import measure_launches, measure_plain, measure_steps
-from catopt_xp.bench.workload import Workload
+from catopt_xp.commands.bench import BenchError, Contender, Workload, small_workload
 from catopt_xp.engines.choose import choose_engine
 from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
 from catopt_xp.engines.plain import PlainEngine, Settings

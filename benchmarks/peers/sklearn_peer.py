@@ -14,8 +14,8 @@ import numpy as np
 import sklearn
 from sklearn.neural_network import MLPClassifier
 
-from catopt_xp.bench.base_contender import Peer
-from catopt_xp.bench.workload import Rows, Workload
+from benchmarks.peers.peer import Peer, floats
+from catopt_xp.commands.bench import Rows, Workload
 
 BETA = 0.9
 ROWS_PER_CALL = 256  # or one mini-batch where that is more
@@ -28,7 +28,7 @@ class SklearnPeer(Peer):
 
     def __init__(self, workload: Workload, threads: int) -> None:
         super().__init__(workload, threads)
-        self._X, self._y = workload.floats(), workload.targets().reshape(-1).astype(np.int64)
+        self._X, self._y = floats(workload), workload.targets().reshape(-1).astype(np.int64)
         self._buffer = np.empty((max(ROWS_PER_CALL, min(workload.batch_size, workload.m)), workload.n_x), np.float32)
         options: dict[str, Any] = {"solver": "adam", "learning_rate_init": workload.rate}
         if workload.optimizer == "gd":

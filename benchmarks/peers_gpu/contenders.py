@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.peers_gpu.epochs import EpochContender
 from catopt_xp.backend.machine import thread_count
 from catopt_xp.backend.xp import Backend, get_backend
-from catopt_xp.bench.base_contender import Contender, EpochContender
-from catopt_xp.bench.workload import Workload
+from catopt_xp.commands.bench import Contender, Workload
 from catopt_xp.engines.choose import panel_obstacle
 from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
 from catopt_xp.engines.plain import PlainEngine, Settings
@@ -96,27 +96,27 @@ def _ours(workload: Workload, device: str, kind: type[PlainEngine]) -> Contender
 
 
 def _torch_eager(workload: Workload, device: str, resident: str) -> Contender:
-    from catopt_xp.bench import torch_gpu_peer  # needs torch, which is optional
+    from benchmarks.peers_gpu import torch_peer  # needs torch, which is optional
 
-    return torch_gpu_peer.TorchEager(workload, device, resident)
+    return torch_peer.TorchEager(workload, device, resident)
 
 
 def _torch_graph(workload: Workload, device: str, **options: Any) -> Contender:
-    from catopt_xp.bench import torch_gpu_peer  # needs torch, which is optional
+    from benchmarks.peers_gpu import torch_peer  # needs torch, which is optional
 
-    return torch_gpu_peer.TorchGraph(workload, device, **options)
+    return torch_peer.TorchGraph(workload, device, **options)
 
 
 def _torch_compile(workload: Workload, device: str, resident: str) -> Contender:
-    from catopt_xp.bench import torch_gpu_peer  # needs torch, which is optional
+    from benchmarks.peers_gpu import torch_peer  # needs torch, which is optional
 
-    return torch_gpu_peer.TorchCompiled(workload, device, resident)
+    return torch_peer.TorchCompiled(workload, device, resident)
 
 
 def _jax(workload: Workload, device: str, **options: Any) -> Contender:
-    from catopt_xp.bench import jax_gpu_peer  # needs jax, which is optional
+    from benchmarks.peers_gpu import jax_peer  # needs jax, which is optional
 
-    return jax_gpu_peer.JaxScan(workload, device, **options)
+    return jax_peer.JaxScan(workload, device, **options)
 
 
 def _entries() -> Mapping[str, Entry]:

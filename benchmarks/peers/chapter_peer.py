@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from catopt_xp.bench.base_contender import Peer
-from catopt_xp.bench.workload import Rows, Workload
+from benchmarks.peers.peer import Peer, columns
+from catopt_xp.commands.bench import Rows, Workload
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ class ChapterPeer(Peer):
 
     def __init__(self, workload: Workload, threads: int) -> None:
         super().__init__(workload, threads)
-        self._X = workload.columns()  # (n_x, m)
+        self._X = columns(workload)  # (n_x, m)
         self._Y = workload.targets().astype(np.float64)  # (1, m)
         self._p = {name: values.astype(np.float64) for name, values in workload.weights().items()}
         self._first = {name: np.zeros_like(values) for name, values in self._p.items()}  # moving average of g

@@ -13,15 +13,21 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.peers_gpu.contenders import GPU_CONTENDERS, OURS, missing_library
+from benchmarks.peers_gpu.deadline import Clock, Stage, run_command
+from benchmarks.peers_gpu.jobs import KERNELS, GpuJobs
+from benchmarks.peers_gpu.row import FIRST, Crew, Row
+from benchmarks.peers_gpu.worker import Worker
 from catopt_xp.backend.machine import thread_count
-from catopt_xp.bench.agreement import BenchError, difference, reference_losses, small_workload
-from catopt_xp.bench.gpu_contenders import GPU_CONTENDERS, OURS, missing_library
-from catopt_xp.bench.gpu_jobs import KERNELS, GpuJobs
-from catopt_xp.bench.gpu_row import FIRST, Crew, Row
-from catopt_xp.bench.stages import Clock, Stage, run_command
-from catopt_xp.bench.table import describe_code, describe_machine
-from catopt_xp.bench.worker import Worker
-from catopt_xp.bench.workload import Workload
+from catopt_xp.commands.bench import (
+    BenchError,
+    Workload,
+    describe_code,
+    describe_machine,
+    difference,
+    reference_losses,
+    small_workload,
+)
 
 REFERENCE = Workload()
 ROOT = Path(__file__).parents[2]  # of a checkout, where the tests are
@@ -34,7 +40,7 @@ TRAIN_EPOCHS = 100
 SIZES = (37632, 75264, 301056, 602112)  # features beside the reference's: its state below and above the cache
 MACHINE = "machine"  # the stage without which there is no other
 QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,memory.total"
-SANITIZED = "from catopt_xp.bench.gpu_jobs import few_steps; few_steps()"
+SANITIZED = "from benchmarks.peers_gpu.jobs import few_steps; few_steps()"
 
 
 @dataclass(frozen=True)

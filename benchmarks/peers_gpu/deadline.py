@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catopt_xp.bench.agreement import BenchError
-from catopt_xp.bench.worker import OutOfTime, end_group, one_line
+from benchmarks.peers_gpu.worker import OutOfTime, end_group, one_line
+from catopt_xp.commands.bench import BenchError
 
 LEAST = 3.0  # seconds without which no stage begins
 TAIL = 3000  # characters of a command's output that are kept

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from catopt_xp.bench.base_contender import Peer
-from catopt_xp.bench.rules import BETA
-from catopt_xp.bench.workload import Rows, Workload
+from benchmarks.peers.peer import Peer, floats
+from benchmarks.peers.rules import BETA
+from catopt_xp.commands.bench import Rows, Workload
 
 
 class TorchPeer(Peer):
@@ -23,7 +23,7 @@ class TorchPeer(Peer):
         super().__init__(workload, threads)
         self.name = "torch-fused" if fused else "torch"
         self.convention = convention_of(workload)
-        self._X = torch.from_numpy(workload.floats())  # (m, n_x)
+        self._X = torch.from_numpy(floats(workload))  # (m, n_x)
         self._Y = torch.from_numpy(workload.targets().astype("float32").reshape(-1, 1))  # (m, 1)
         # One place for every batch: new memory of this size would come from the system, step by step.
         self._batch = torch.empty(min(workload.batch_size, workload.m), workload.n_x)

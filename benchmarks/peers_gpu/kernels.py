@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.peers_gpu.contenders import EngineEpochs
+from benchmarks.peers_gpu.floor import device_seconds, step_bytes
 from catopt_xp.backend.xp import Array, Backend
-from catopt_xp.bench.agreement import BenchError
-from catopt_xp.bench.gpu_contenders import EngineEpochs
-from catopt_xp.bench.gpu_floor import device_seconds, step_bytes
-from catopt_xp.bench.workload import Workload
+from catopt_xp.commands.bench import BenchError, Workload
 from catopt_xp.engines.cuda.device import CupyDevice
 from catopt_xp.engines.cuda.engine import CudaEngine
 from catopt_xp.engines.plain import PlainEngine

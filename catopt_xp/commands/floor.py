@@ -1,9 +1,7 @@
-"""The floor: what an epoch would take if this machine did nothing but the unavoidable, at the speed that it can reach.
+"""The floor: the least time that this machine needs for the memory and the arithmetic that an epoch cannot avoid.
 
-A step reads and writes the first layer's weights and moments once: so many bytes at the measured bandwidth.
-An epoch multiplies each sample with the first layer twice, forward and for the gradient: so many operations at the
-measured speed of a large matrix product. The two are added. Both are measured with fixed shapes, those of the
-reference network. `python -m catopt_xp.bench.floor` prints them.
+Two speeds are measured, both with the shapes of the reference network: the bandwidth of memory that is read and written
+in place, and the rate of a large float32 matrix product.
 """
 
 from __future__ import annotations
@@ -22,30 +20,27 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from catopt_xp.backend.machine import cpu_model, thread_count
 from catopt_xp.backend.threads import deal
-from catopt_xp.bench.workload import Workload
 from catopt_xp.engines.choose import numba_obstacle
 from catopt_xp.engines.panels import aligned_zeros
-from catopt_xp.optim.rules import OPTIMIZERS
 
 Floats = NDArray[np.float32]
-Choice = Callable[[Sequence[float]], float]  # of several times of the same work
+Choice = Callable[[Sequence[float]], float]  # picks one of several times of the same work
 
-NUMBERS = 4_515_840  # of the reference network's first layer, 30 x 150,528
-PANEL_NUMBERS = 30 * 1024  # worked on at a time
-STATE_ARRAYS = 3  # Adam's: weights and two moments
+NUMBERS = 4_515_840  # weights of the reference network's first layer, 30 x 150,528
+PANEL_NUMBERS = 30 * 1024  # numbers of a panel
+STATE_ARRAYS = 3  # Adam's weights and two moments
 READ_AND_WRITTEN = 8  # bytes for each float32 of the state
-SIDE = 2000  # of the square matrices that are multiplied
-SWEEPS, PRODUCTS = 50, 4  # repeats; the best one counts
-TURN_SWEEPS, TURN_PRODUCTS = 9, 1  # in a turn between others; the median counts
+SIDE = 2000  # rows of the square matrices that are multiplied
+SWEEPS, PRODUCTS = 50, 4  # repeats, of which the best one counts
+TURN_SWEEPS, TURN_PRODUCTS = 9, 1  # repeats in a turn between others, of which the median counts
 
 
 @dataclass(frozen=True)
 class Floor:
-    """What this machine can reach on so many threads.
+    """Two speeds of this machine on a number of threads.
 
-    `bandwidth`: bytes of state read and written per second; `rate`: float32 operations of a matrix product per second;
+    `bandwidth`: bytes of state read and written per second; `rate`: operations of a float32 matrix product per second;
     `traffic_by`, `product_by`: how each was measured.
     """
 
@@ -55,17 +50,16 @@ class Floor:
     traffic_by: str
     product_by: str
 
-    def seconds(self, work: Workload) -> float:
-        """Seconds of an epoch: `steps * state bytes / bandwidth + 4 * n_x * units * m / rate`.
+    def seconds(self, moved: float, operations: float) -> float:
+        """The time to move `moved` bytes of state, and then to do `operations`.
 
-        >>> floor = Floor(bandwidth=50e9, rate=300e9, threads=2, traffic_by="", product_by="")
-        >>> round(floor.seconds(Workload(batch_size=64)), 3)
-        0.19
+        >>> Floor(bandwidth=50e9, rate=300e9, threads=2, traffic_by="", product_by="").seconds(100e9, 150e9)
+        2.5
         """
-        return work.batches * state_bytes(work) / self.bandwidth + operations(work) / self.rate
+        return moved / self.bandwidth + operations / self.rate
 
     def better(self, other: Floor) -> Floor:
-        """The better of two measurements, each speed by itself: other programs only ever slow them down."""
+        """Takes the higher of each speed from two measurements, since other programs only ever slow one down."""
         traffic, product = max(self, other, key=lambda x: x.bandwidth), max(self, other, key=lambda x: x.rate)
         return replace(traffic, rate=product.rate, product_by=product.product_by)
 
@@ -76,29 +70,11 @@ class Floor:
         )
 
 
-def state_bytes(work: Workload) -> int:
-    """Bytes of a step: the first layer's weights and moments, read and written once.
-
-    >>> state_bytes(Workload()) / 1e6
-    108.38016
-    """
-    return READ_AND_WRITTEN * work.n_x * work.hidden[0] * (1 + len(OPTIMIZERS[work.optimizer][0].moment_names))
-
-
-def operations(work: Workload) -> int:
-    """Operations of an epoch: each sample multiplied with the first layer twice, forward and for the gradient.
-
-    >>> operations(Workload()) / 1e9
-    36.12672
-    """
-    return 4 * work.n_x * work.hidden[0] * work.m
-
-
 def measure_floor(threads: int, in_turn: bool = False) -> Floor:
-    """Measures both speeds on so many threads; about two seconds.
+    """Measures both speeds on a number of threads in about two seconds.
 
-    `in_turn`: not what the machine can reach, but what it reaches now, which other programs may share: medians of a few
-    repeats, in a quarter of a second.
+    `in_turn`: measures in a quarter of a second what the machine reaches now, beside other programs: the median of a
+    few repeats, where otherwise the best of many counts.
     """
     sweeps, products, choose = (TURN_SWEEPS, TURN_PRODUCTS, statistics.median) if in_turn else (SWEEPS, PRODUCTS, min)
     with ThreadPoolExecutor(threads) as pool, threadpool_limits(threads, user_api="blas"):
@@ -108,7 +84,7 @@ def measure_floor(threads: int, in_turn: bool = False) -> Floor:
 
 
 def _bandwidth(pool: ThreadPoolExecutor, threads: int, repeats: int, choose: Choice) -> tuple[float, str]:
-    """Bytes per second of an in-place pass over three arrays, panel by panel, and with what."""
+    """Measures an in-place pass over three arrays, panel by panel; returns bytes per second, and what did the pass."""
     state = _state()
     compiled = numba_obstacle() is None
     sweep: Callable[..., None] = _compiled_sweep() if compiled else _numpy_sweep
@@ -126,7 +102,7 @@ def _bandwidth(pool: ThreadPoolExecutor, threads: int, repeats: int, choose: Cho
 
 @functools.cache
 def _state() -> list[Floats]:
-    """State as the panel engine has it: no vector crosses a cache line, arrays start elsewhere within a page."""
+    """Makes state as the panel engine has it: vectors within cache lines, arrays at different offsets in a page."""
     return [aligned_zeros(NUMBERS, np.float32, skew=k * 21 * 64) for k in range(STATE_ARRAYS)]
 
 
@@ -138,7 +114,7 @@ def _numpy_sweep(a: Floats, b: Floats, c: Floats, factor: np.float32) -> None:
 
 @functools.cache
 def _compiled_sweep() -> Callable[..., None]:
-    """As `_numpy_sweep`, the three arrays in one loop, which is how a fused update goes over them."""
+    """Compiles `_numpy_sweep` with the three arrays in one loop, as a fused update goes over them."""
     from numba import njit
 
     def sweep(a: Any, b: Any, c: Any, factor: Any) -> None:
@@ -152,7 +128,7 @@ def _compiled_sweep() -> Callable[..., None]:
 
 
 def _product_rate(pool: ThreadPoolExecutor, threads: int, repeats: int, choose: Choice) -> tuple[float, str]:
-    """Operations per second of float32 products, the better of two ways, and which that was."""
+    """Measures float32 products in two ways; returns the operations per second of the faster way, and its name."""
     A, B = (np.full((SIDE, SIDE), value, dtype=np.float32) for value in (0.5, 0.25))
     results = [np.empty((SIDE, SIDE), dtype=np.float32) for _ in range(threads)]
     operations = 2 * SIDE**3
@@ -182,15 +158,3 @@ def _seconds(work: Callable[[], None]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-def main() -> None:
-    """Prints the two speeds, and the floor of an epoch of the reference workload by batch size."""
-    floor = measure_floor(thread_count())
-    print(f"{cpu_model()}: {floor}")
-    for size in (1, 8, 64, 128, 512, 2000):
-        print(f"batch {size:5d}: {floor.seconds(Workload(batch_size=size)):.3f} s per epoch at least")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.peers.jax_peer import after_update, batch_loss, initial_state
+from benchmarks.peers.rules import correction_table
+from benchmarks.peers_gpu.epochs import EpochContender
 from catopt_xp.backend.machine import thread_count
-from catopt_xp.bench.base_contender import EpochContender
-from catopt_xp.bench.jax_peer import after_update, batch_loss, initial_state
-from catopt_xp.bench.rules import correction_table
-from catopt_xp.bench.workload import Workload
+from catopt_xp.commands.bench import Workload
 from catopt_xp.nn.functional import pixel_scale
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from catopt_xp.bench.gpu_contenders import COLUMNS, GPU_CONTENDERS, PEERS
-from catopt_xp.bench.gpu_floor import Ceilings
-from catopt_xp.bench.gpu_row import FIRST
-from catopt_xp.bench.gpu_stages import MACHINE
-from catopt_xp.bench.stages import DONE
-from catopt_xp.bench.workload import Workload
+from benchmarks.peers_gpu.contenders import COLUMNS, GPU_CONTENDERS, PEERS
+from benchmarks.peers_gpu.deadline import DONE
+from benchmarks.peers_gpu.floor import Ceilings
+from benchmarks.peers_gpu.row import FIRST
+from benchmarks.peers_gpu.stages import MACHINE
+from catopt_xp.commands.bench import Workload
 
 KINDS = ("batch", "compiled", "explored")  # of the stages that time contenders at a batch size, as they are named
 HEADS = ("batch size", FIRST, "floor", "of the floor", *COLUMNS[1:], "best peer")

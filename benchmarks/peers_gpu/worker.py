@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from catopt_xp.backend.devices import DeviceError
-from catopt_xp.bench.agreement import BenchError
+from catopt_xp.commands.bench import BenchError
 
 TAIL = 2000  # characters of a dead process's last words that are kept
 

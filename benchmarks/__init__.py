@@ -1,0 +1,1 @@
+"""Measurements of this library, run from a checkout: `python -m benchmarks.NAME`, or `pytest benchmarks`."""
