@@ -16,7 +16,7 @@ from catopt_xp.backend.machine import address_room
 from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.xp import Array, Backend, dtype_name, get_backend
 from catopt_xp.engines.cuda.engine import CoresEngine, CoresRankEngine, CudaEngine, CudaRankEngine
-from catopt_xp.engines.cuda.launches import plan_of
+from catopt_xp.engines.cuda.launches import geometry_of, size_obstacle
 from catopt_xp.engines.panels import PANEL
 from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.io.console import Signals
@@ -224,10 +224,10 @@ def gpu_obstacle(
         return model.kernel_obstacle
     if model.dropout:
         return "dropout draws its masks on the host, batch by batch"
-    plan = plan_of(model, optimizer, samples, min(samples.shape[0], settings.batch_size))
-    obstacle = plan.obstacle()
-    if obstacle is None and plan.buffer_bytes > backend.free_memory():
-        needed, free = plan.buffer_bytes / 1e6, backend.free_memory() / 1e6
+    geometry = geometry_of(model, samples, min(samples.shape[0], settings.batch_size))
+    obstacle = size_obstacle(geometry)
+    if obstacle is None and geometry.buffer_bytes > backend.free_memory():
+        needed, free = geometry.buffer_bytes / 1e6, backend.free_memory() / 1e6
         obstacle = f"its sums need {needed:.0f} MB, {backend.device} has {free:.0f} MB free: take smaller batches"
     return obstacle
 

@@ -21,11 +21,11 @@ from catopt_xp.engines.cuda.launches import (
     EVALUATED,
     MIDDLE_THREADS,
     SUMMING_THREADS,
-    address,
     chunk_end,
+    geometry_of,
     places,
-    plan_of,
 )
+from catopt_xp.engines.cuda.source import address, is_aligned, scalars, source, table_width
 from catopt_xp.engines.cuda.transport import Transport, choose_transport
 from catopt_xp.engines.panels import PANEL, merges
 from catopt_xp.engines.plain import PlainEngine, Settings
@@ -66,16 +66,18 @@ class CudaEngine(PlainEngine):
     ) -> None:
         super().__init__(model, optimizer, samples, targets, backend, settings)
         self.network = model
-        self.plan = plan_of(model, optimizer, samples, max(self.lengths), self.tensor_cores)
+        self.geometry = geometry_of(model, samples, max(self.lengths), self.tensor_cores)
+        self.aligned, rule = is_aligned(samples), type(optimizer)
+        self._scalars = scalars(rule)
         self.device: Device = CupyDevice(backend) if device is None else device
-        self.device.load(self.plan.source())
-        self._buffers = {name: backend.zeros(shape, model.dtype) for name, shape in self.plan.buffer_shapes.items()}
+        self.device.load(source(self.geometry, model.activation_func, rule, self.aligned))
+        self._buffers = {name: backend.zeros(shape, model.dtype) for name, shape in self.geometry.buffer_shapes.items()}
         self._products = self._room(self._buffers["part"])
         self._evaluated: Products | None = None  # the room of an evaluation, once there is one
         self._nodes = backend.asarray(np.array(self._own_nodes(), dtype=np.int32))  # (nodes, 2)
         self._rows = backend.zeros((max(self.m + self.lengths[0], EVALUATED),), "int32")
         self._places = backend.zeros((self.batches + 1, 4), "int32")
-        self._table = backend.zeros((self.batches + 1, self.plan.numbers), model.dtype)
+        self._table = backend.zeros((self.batches + 1, table_width(rule)), model.dtype)
         self._base = backend.zeros((1,), "int32")
         self._graph: Callable[[], None] | None = None
         self._warm = False  # whether every kernel has run: a capture must not load one
@@ -134,15 +136,15 @@ class CudaEngine(PlainEngine):
         self._stream(0, samples, products)
 
     def _upload_numbers(self, epoch: int, start: int, end: int) -> None:
-        """The rule's numbers of each step, in the order of `CudaPlan.scalars`, then l2 and the decay's factor."""
+        """The rule's numbers of each step, in the order of `scalars`, then l2 and the decay's factor."""
         optimizer, lines = self.optimizer, []
         for k in range(start, end):
             if self.settings.schedule_by_step:
                 optimizer.epoch = epoch + k / self.batches
             scalars = optimizer.advance()
             shrink = 1.0 - optimizer.learning_rate * optimizer.weight_decay
-            lines.append([*(scalars[name] for name in self.plan.scalars), optimizer.l2, shrink])
-        self.device.upload(self._table[start:end], np.array(lines, dtype=self.plan.dtype))
+            lines.append([*(scalars[name] for name in self._scalars), optimizer.l2, shrink])
+        self.device.upload(self._table[start:end], np.array(lines, dtype=self.geometry.dtype))
 
     def _queue(self, first: int, count: int) -> None:
         """So many steps from `first` on, which `_base` names; a whole chunk is one graph."""
@@ -170,38 +172,38 @@ class CudaEngine(PlainEngine):
 
     def _own_nodes(self) -> list[tuple[int, int]]:
         """The subtrees of tiles whose sums `_add_up` makes, as (first, length): all of them are one."""
-        return [(0, self.plan.tiles)]
+        return [(0, self.geometry.tiles.count)]
 
     def _to_add(self) -> tuple[Array, int]:
         """What `middle` adds up: products of how many tiles."""
-        return self._products.part, self.plan.tiles
+        return self._products.part, self.geometry.tiles.count
 
     def _middle(self, ahead: int) -> None:
-        plan, buffers = self.plan, self._buffers
-        rest = self._flat_state()[0][plan.units * plan.neuron_cnt[0] :]
+        geometry, buffers = self.geometry, self._buffers
+        rest = self._flat_state()[0][geometry.tiles.units * geometry.tiles.n_x :]
         part, tiles = self._to_add()
         place = [self._rows, self._places, self._base, np.int32(ahead)]
-        sizes = [np.int32(tiles), np.int32(plan.batch_size)]
+        sizes = [np.int32(tiles), np.int32(geometry.batch_size)]
         data = [rest, self.targets, np.int64(self.targets.shape[1])]
         out = [buffers["d"], buffers["gradients"], buffers["block_losses"]]
         arguments = [part, *sizes, *place, *data, *out]
-        self.device.launch("middle", (plan.middle_blocks,), MIDDLE_THREADS, arguments, plan.middle_shared)
+        self.device.launch("middle", (geometry.middle_blocks,), MIDDLE_THREADS, arguments, geometry.middle_shared)
 
     def _stream(self, ahead: int, samples: Array, products: Products) -> None:
-        plan, buffers = self.plan, self._buffers
+        geometry, buffers = self.geometry, self._buffers
         parameters, *moments = self._flat_state()
         moments += [parameters] * (2 - len(moments))  # a rule with fewer does not look at the others
-        data = [samples, np.int64(plan.neuron_cnt[0]), np.int32(products.batch)]
+        data = [samples, np.int64(geometry.tiles.n_x), np.int32(products.batch)]
         place = [self._rows, self._places, self._table, self._base, np.int32(ahead)]
-        rest = [np.int32(plan.middle_blocks), buffers["gradients"], buffers["block_losses"], self.losses]
+        rest = [np.int32(geometry.middle_blocks), buffers["gradients"], buffers["block_losses"], self.losses]
         arguments = [*data, *place, buffers["d"], parameters, *moments, products.part, *rest]
-        self.device.launch("stream", plan.stream_grid, plan.threads, arguments, plan.stream_shared)
+        self.device.launch("stream", geometry.stream.grid, geometry.stream.threads, arguments, geometry.stream.shared)
 
     def _subtotals(self, products: Products, count: int, own: Array) -> None:
         """Sums of `part`'s first samples over each of the nodes, into `own` (nodes, batch, units)."""
         arguments = [products.part, np.int32(products.batch), self._nodes, own]
         grid = count, len(self._nodes)
-        self.device.launch("subtotals", grid, SUMMING_THREADS, arguments, self.plan.sums_shared)
+        self.device.launch("subtotals", grid, SUMMING_THREADS, arguments, self.geometry.subtotals_shared)
 
     def _add_up(self, products: Products, count: int) -> None:
         """Into `total` the sum of all tiles' products."""
@@ -221,19 +223,19 @@ class CudaEngine(PlainEngine):
 
     def evaluate(self, samples: Array, targets: Array) -> tuple[float, float]:
         """As `PlainEngine.evaluate`; by products of tiles, so that their bits are those of any number of GPUs."""
-        if str(samples.dtype) != self.plan.sample_dtype:  # the kernels read sets of one type
+        if str(samples.dtype) != self.geometry.sample_dtype:  # the kernels read sets of one type
             return super().evaluate(samples, targets)
         self._attach()
         if self._evaluated is None:
-            shape = self.plan.tiles, self.plan.evaluated, self.plan.units
-            self._evaluated = self._room(self.backend.empty(shape, self.plan.dtype))
+            shape = self.geometry.tiles.count, self.geometry.evaluated, self.geometry.tiles.units
+            self._evaluated = self._room(self.backend.empty(shape, self.geometry.dtype))
         room, self._following = self._evaluated, None
 
         def product(rows: slice) -> Array:
             chunk, count = samples[rows, :], rows.stop - rows.start
-            if self.plan.aligned and address(chunk) % 8:
+            if self.aligned and address(chunk) % 8:
                 chunk = chunk.copy()
-            Z = self.backend.empty((self.plan.units, count), self.plan.dtype)
+            Z = self.backend.empty((self.geometry.tiles.units, count), self.geometry.dtype)
             for start in range(0, count, room.batch):
                 stop = min(count, start + room.batch)
                 self.device.attach()  # what was made of the last products has been made
@@ -242,7 +244,7 @@ class CudaEngine(PlainEngine):
                 self._add_up(room, stop - start)
                 self.device.synchronize()
                 Z[:, start:stop] = room.total[0, : stop - start].T
-            Z *= np.dtype(self.plan.dtype).type(pixel_scale(samples.dtype))
+            Z *= np.dtype(self.geometry.dtype).type(pixel_scale(samples.dtype))
             return Z
 
         self._write_rest()
@@ -258,11 +260,12 @@ class CudaEngine(PlainEngine):
         self._add_up(self._products, len(self._following))
         self.device.synchronize()
         total: NDArray[Any] = self.backend.to_host(self._products.total)[0, : len(self._following)].T
-        scaled: NDArray[Any] = total * np.dtype(self.plan.dtype).type(pixel_scale(self.samples.dtype))
+        scaled: NDArray[Any] = total * np.dtype(self.geometry.dtype).type(pixel_scale(self.samples.dtype))
         return scaled
 
     def versions(self) -> dict[str, str]:
-        return {"kernels": f"{self.plan.products}, {self.plan.tile} features, {self.plan.samples} samples"}
+        geometry = self.geometry
+        return {"kernels": f"{geometry.products}, {geometry.tiles.length} features, {geometry.samples} samples"}
 
 
 class CoresEngine(CudaEngine):
@@ -304,8 +307,8 @@ class CudaRankEngine(CudaEngine):
         self._most_nodes = max(map(len, self._all_nodes))
         super().__init__(model, optimizer, samples, targets, backend, settings, device)
         whole = optimizer.flat_state()
-        behind = whole[0].shape[0] - self.plan.units * self._n_x
-        count = self.plan.units * self.plan.neuron_cnt[0] + behind
+        behind = whole[0].shape[0] - self.geometry.tiles.units * self._n_x
+        count = self.geometry.tiles.units * self.geometry.tiles.n_x + behind
         self._state = [backend.zeros((count,), model.dtype) for _ in whole]
         self._packed = False
         flat = [node for nodes in self._all_nodes for node in nodes]
@@ -323,7 +326,7 @@ class CudaRankEngine(CudaEngine):
 
     def _own_nodes(self) -> list[tuple[int, int]]:
         first, _ = self.ranks.panels(self._n_x)
-        each, tiles = PANEL // self.plan.tile, self.plan.tiles
+        each, tiles = PANEL // self.geometry.tiles.length, self.geometry.tiles.count
         starts = [((start - first) * each, count * each) for start, count in self._all_nodes[self.ranks.rank]]
         return [(start, min(count, tiles - start)) for start, count in starts]
 
@@ -357,7 +360,7 @@ class CudaRankEngine(CudaEngine):
         assert isinstance(products, _Shared)
         self._subtotals(products, count, products.own)
         self.transport.gather(products.own, products.everyone)
-        size = products.batch * self.plan.units
+        size = products.batch * self.geometry.tiles.units
         arguments = [products.everyone, np.int32(size), self._joins, np.int32(len(self._joins)), products.total]
         self.device.launch("join", (-(-size // SUMMING_THREADS),), SUMMING_THREADS, arguments, 0)
 
@@ -365,9 +368,9 @@ class CudaRankEngine(CudaEngine):
 
     def _pairs(self, rest_alone: bool = False) -> list[tuple[Array, Array]]:
         """What the model and the optimizer have, and the same here: this rank's columns of W0, and what lies behind."""
-        share, units, found = self.ranks.share(self._n_x), self.plan.units, []
+        share, units, found = self.ranks.share(self._n_x), self.geometry.tiles.units, []
         for whole, own in zip(self.optimizer.flat_state(), self._state, strict=True):
-            at, here = units * self._n_x, units * self.plan.neuron_cnt[0]
+            at, here = units * self._n_x, units * self.geometry.tiles.n_x
             columns = whole[:at].reshape(units, -1)[:, share], own[:here].reshape(units, -1)
             found += [(whole[at:], own[here:])] if rest_alone else [columns, (whole[at:], own[here:])]
         return found
@@ -383,7 +386,7 @@ class CudaRankEngine(CudaEngine):
             for whole, own in self._pairs():
                 whole[...] = own
             for flat in self.optimizer.flat_state():
-                W = flat[: self.plan.units * self._n_x].reshape(self.plan.units, -1)
+                W = flat[: self.geometry.tiles.units * self._n_x].reshape(self.geometry.tiles.units, -1)
                 host = np.array(self.backend.to_host(W))
                 self.ranks.gather_columns(host)
                 W[...] = self.backend.asarray(host)
