@@ -183,11 +183,10 @@ class Ranks:
         self.sent_bytes += own.nbytes
         return everyone
 
-    def gather_columns(self, W: Floats) -> None:
-        """Fills W (units, n_x) with every rank's columns; this rank's are right already."""
+    def gather_columns(self, W: Floats, shares: Sequence[slice]) -> None:
+        """Fills W (units, n_x) with every rank's columns, which are `shares`; this rank's are right already."""
         if self.comm is None:
             return
-        shares = [self.share(W.shape[1], rank) for rank in range(self.size)]
         own = np.ascontiguousarray(W[:, shares[self.rank]])
         counts = [W.shape[0] * (part.stop - part.start) for part in shares]
         everyone = np.empty(sum(counts), dtype=W.dtype)
@@ -325,5 +324,5 @@ class Exchange(Protocol):
     def gather(self, own: Floats, counts: Sequence[int]) -> Floats:
         """All ranks' numbers."""
 
-    def gather_columns(self, W: Floats) -> None:
+    def gather_columns(self, W: Floats, shares: Sequence[slice]) -> None:
         """Fills in what other ranks care for."""

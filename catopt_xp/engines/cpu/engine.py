@@ -45,6 +45,7 @@ from catopt_xp.engines.panels import (
     tree_sum,
 )
 from catopt_xp.engines.plain import PlainEngine, Settings
+from catopt_xp.engines.ranks import PanelShares
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
@@ -369,6 +370,7 @@ class RankEngine(PanelEngine):
     ) -> None:
         self.ranks, n_x = ranks, model.neuron_cnt[0]
         self._columns = ranks.share(n_x)
+        self._shares = PanelShares(n_x, ranks.rank, ranks.size).all_columns()
         self._first, stop = ranks.panels(n_x)
         self._most_task = grain(self._first, stop, -(-n_x // PANEL))
         self._nodes = ranks.nodes(n_x)
@@ -399,4 +401,4 @@ class RankEngine(PanelEngine):
         super().settle()
         if not settled:
             for W in self._whole():
-                self.ranks.gather_columns(W)
+                self.ranks.gather_columns(W, self._shares)
