@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from catopt_xp.backend.machine import address_room
 from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.xp import Array, Backend, dtype_name, get_backend
-from catopt_xp.engines.cuda.engine import CoresEngine, CoresRankEngine, CudaEngine, CudaRankEngine
+from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda.launches import geometry_of, size_obstacle
 from catopt_xp.engines.panels import PANEL
 from catopt_xp.engines.plain import PlainEngine, Settings
@@ -286,7 +286,7 @@ def rank_engine(
     parts = model, optimizer, samples, targets, backend, settings
     if backend.name == "cupy":
         made = _gpu_engine(ranks, *parts)
-        return made, f"{why}, on a GPU of its own; sums {made.transport.name}"
+        return made, f"{why}, on a GPU of its own; sums {made.sums.transport_name}"
     from catopt_xp.engines.cpu.engine import PanelEngine, RankEngine
 
     failure = check_failure(PanelEngine, model, optimizer, samples, backend, settings)
@@ -303,13 +303,13 @@ def _gpu_engine(
     targets: Array,
     backend: Backend,
     settings: Settings,
-) -> CudaRankEngine:
+) -> CudaEngine:
     """The fastest that passes its check on every rank's GPU. Raises RuntimeError where none does."""
-    for kind, make in ((CudaEngine, CudaRankEngine), (CoresEngine, CoresRankEngine)):
+    for kind in (CudaEngine, CoresEngine):
         with ranks.agreed():
             failure = check_failure(kind, model, optimizer, samples, backend, settings)
         if not ranks.any(failure is not None):
-            return make(ranks, model, optimizer, samples, targets, backend, settings)
+            return kind(model, optimizer, samples, targets, backend, settings, ranks)
     with ranks.agreed():
         if failure is not None:
             raise RuntimeError(f"the panel engine failed its check on rank {ranks.rank}: {failure}")

@@ -30,7 +30,7 @@ from catopt_xp.backend.devices import DeviceError
 from catopt_xp.backend.xp import CupyBackend, asnumpy
 from catopt_xp.backend.ranks import Ranks
 from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
-from catopt_xp.engines.cuda.engine import CoresRankEngine, CudaRankEngine
+from catopt_xp.engines.ranks import PanelShares
 
 cuda_runs.folder = lambda: Path(sys.argv[1])  # compiled once for all ranks
 ranks = Ranks(comm)
@@ -38,16 +38,18 @@ ranks = Ranks(comm)
 def digest(arrays):
     return hashlib.sha256(b"".join(np.ascontiguousarray(asnumpy(x)).tobytes() for x in arrays)).hexdigest()
 
+def own_columns(samples, case, backend):
+    shares = PanelShares(case.n_x, ranks.rank, ranks.size)
+    return backend.asarray(np.ascontiguousarray(samples[:, shares.columns]))
+
 def train(case, kind="tensor", backend=None, change=str, late=False):
     'Digests of weights and of moments, losses and costs, and how the sums travelled.'
-    alone, shared = (CoresEngine, CoresRankEngine) if kind == "cores" else (CudaEngine, CudaRankEngine)
+    kind = CoresEngine if kind == "cores" else CudaEngine
 
     def make(model, optimizer, samples, targets, backend, settings):
         device = {} if backend.name == "cupy" else {"device": CpuDevice(change=change, late=late)}
-        if ranks.size == 1:
-            return alone(model, optimizer, samples, targets, backend, settings, **device)
-        columns = backend.asarray(np.ascontiguousarray(samples[:, ranks.share(case.n_x)]))
-        return shared(ranks, model, optimizer, columns, targets, backend, settings, **device)
+        columns = own_columns(samples, case, backend) if ranks.size > 1 else samples
+        return kind(model, optimizer, columns, targets, backend, settings, ranks, **device)
 
     engine, losses = case.engine(make, backend), []
     rng = np.random.default_rng(case.seed)
@@ -64,7 +66,7 @@ def train(case, kind="tensor", backend=None, change=str, late=False):
     engine.settle()
     moments = [x for key, x in engine.optimizer.save().items() if "/" in key]
     found = [digest(engine.model.save().values()), digest(moments), losses]
-    return found, engine.transport.name if ranks.size > 1 else ""
+    return found, engine.sums.transport_name
 """
 
 RUNS = """
@@ -172,7 +174,7 @@ def test_sums_travel_by_nccl_where_every_rank_has_it(
 # `found`: for each rank on which GPU of the machine it trains, or the error; then the reason, and what was warned.
 DEVICES = """
 import warnings
-import catopt_xp.engines.choose as distributed
+import catopt_xp.backend.ranks as distributed
 
 case, device, strict = sys.argv[2], sys.argv[3], sys.argv[4] == "strict"
 counts = {"two": 2, "one shown to each": 1, "one for both": 1, "none on the second": 1 - ranks.rank}
@@ -233,7 +235,7 @@ def test_each_rank_has_a_gpu_of_its_own_or_none_has_one(
 
 
 ENGINES = """
-import catopt_xp.engines.choose as distributed
+from catopt_xp.engines import choose
 from catopt_xp.engines.plain import Settings
 
 tried = []
@@ -242,14 +244,14 @@ def check_failure(kind, *arguments):
     tried.append(kind.__name__)
     return "it differs" if kind.__name__ in sys.argv[2].split(",") and ranks.rank == 1 else None
 
-distributed.check_failure = check_failure
+choose.check_failure = check_failure
 backend = CupyBackend(StandIn())
 backend.xp.cuda.nccl = SimpleNamespace(available=False)
 case = Case(n_x=4 * 1024, m=11, batch_size=4, units=(5, 3), optimizer="momentum", dtype="float32")
 
 def make(model, optimizer, samples, targets, backend, settings):
-    columns = backend.asarray(np.ascontiguousarray(samples[:, ranks.share(case.n_x)]))
-    made, why = distributed.rank_engine(ranks, "auto", model, optimizer, columns, targets, backend, settings)
+    columns = own_columns(samples, case, backend)
+    made, why = choose.rank_engine(ranks, "auto", model, optimizer, columns, targets, backend, settings)
     made.why = why
     return made
 
@@ -263,7 +265,7 @@ except Exception as error:
 
 def test_where_one_gpu_fails_its_check_all_take_the_slower_kernels(kernels: Path) -> None:
     why = "each of 2 ranks its panels, on a GPU of its own; sums through the host"
-    for failing, engine, tried in (("", "CudaRankEngine", 1), ("CudaEngine", "CoresRankEngine", 2)):
+    for failing, engine, tried in (("", "CudaEngine", 1), ("CudaEngine", "CoresEngine", 2)):
         said = answers(2, PRELUDE + ENGINES, str(kernels), failing, seconds=120)
         assert said == [[engine, why, ["CudaEngine", "CoresEngine"][:tried]]] * 2
     first, second = answers(2, PRELUDE + ENGINES, str(kernels), "CudaEngine,CoresEngine", seconds=120)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from catopt_xp.backend.ranks import Exchange
+from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.engines.cuda.device import CupyDevice, Device
 
@@ -26,7 +26,7 @@ class ThroughHost:
 
     name = "through the host"
 
-    def __init__(self, ranks: Exchange, backend: Backend, device: Device) -> None:
+    def __init__(self, ranks: Ranks, backend: Backend, device: Device) -> None:
         self.ranks, self.backend, self.device = ranks, backend, device
 
     def gather(self, own: Array, everyone: Array) -> None:
@@ -44,7 +44,7 @@ class ByNccl:
 
     name = "NCCL"
 
-    def __init__(self, ranks: Exchange, nccl: Any, device: CupyDevice) -> None:
+    def __init__(self, ranks: Ranks, nccl: Any, device: CupyDevice) -> None:
         self.ranks, self.nccl, self.device = ranks, nccl, device
         unique = ranks.from_first(nccl.get_unique_id() if ranks.rank == 0 else None)
         with device.backend.activate():
@@ -58,7 +58,7 @@ class ByNccl:
         self.ranks.sent_bytes += own.nbytes
 
 
-def choose_transport(ranks: Exchange, backend: Backend, device: Device) -> Transport:
+def choose_transport(ranks: Ranks, backend: Backend, device: Device) -> Transport:
     """NCCL where every rank has it."""
     nccl: Any = None
     if isinstance(device, CupyDevice):
