@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from catopt_xp.data.order import batches
-from catopt_xp.engines.cuda.launches import MIDDLE_THREADS, CudaPlan
+from catopt_xp.engines.cuda.launches import MIDDLE_THREADS, StepGeometry
+from catopt_xp.engines.cuda.source import source
 from catopt_xp.optim.rules import Adam
 
 NEURONS, ACTIVATIONS, M = (150528, 30, 20, 20, 1), ("relu", "relu", "relu", "sigmoid"), 2000
-BATCH_SIZES = (8, 64, 128, 2000)
+OPTIMIZER, BATCH_SIZES = Adam, (8, 64, 128, 2000)
 
 # What CuPy passes itself (cupy/cuda/compiler.py), what the engine asks for, and a log that counts registers.
 OPTIONS = ("--std=c++17", "-ftz=true", "--device-as-default-execution-space", "--ptxas-options=-v")
@@ -57,13 +58,13 @@ def knows(architecture: int) -> bool:
     return architecture in _nvrtc().getSupportedArchs()
 
 
-def compiled(source: str, architecture: int, *options: str) -> tuple[dict[str, Kernel], bytes]:
+def compiled(text: str, architecture: int, *options: str) -> tuple[dict[str, Kernel], bytes]:
     """The kernels of a CUDA source by name, and its machine code, for an architecture such as 90 (sm_90).
 
     Raises RuntimeError with the compiler's messages where it refuses the source.
     """
     nvrtc = _nvrtc()
-    program = nvrtc.createProgram(source, "source.cu", [], [])
+    program = nvrtc.createProgram(text, "source.cu", [], [])
     try:
         nvrtc.compileProgram(program, [*OPTIONS, f"-arch=sm_{architecture}", *options])
         return logged(nvrtc.getProgramLog(program)), nvrtc.getCUBIN(program)
@@ -92,21 +93,21 @@ def _nvrtc() -> Any:
 class Traffic:
     """Bytes of the reference network's kernels in a step with so many samples, and so many in the one that follows."""
 
-    plan: CudaPlan
+    geometry: StepGeometry
     n: int
     following: int
 
     @property
     def _sums(self) -> int:
         """Of a sample's products, one set a tile."""
-        return self.plan.tiles * self.plan.units * self.plan.itemsize
+        return self.geometry.tiles.count * self.geometry.tiles.units * self.geometry.itemsize
 
     @property
     def floor(self) -> int:
         """Weights and moments read and written, the pixels of both batches read."""
-        n_x, arrays = self.plan.neuron_cnt[0], 1 + len(self.plan.optimizer.moment_names)
-        pixels = (self.n + self.following) * n_x * np.dtype(self.plan.sample_dtype).itemsize
-        return 2 * arrays * n_x * self.plan.units * self.plan.itemsize + pixels
+        tiles, arrays = self.geometry.tiles, 1 + len(OPTIMIZER.moment_names)
+        pixels = (self.n + self.following) * tiles.n_x * np.dtype(self.geometry.sample_dtype).itemsize
+        return 2 * arrays * tiles.n_x * tiles.units * self.geometry.itemsize + pixels
 
     @property
     def stream(self) -> int:
@@ -117,10 +118,10 @@ class Traffic:
         return self.n * self._sums
 
 
-def epoch(plan: CudaPlan) -> list[Traffic]:
+def epoch(geometry: StepGeometry) -> list[Traffic]:
     """The steps of an epoch; the first batch of the next one follows on the last."""
-    lengths = [part.stop - part.start for part in batches(M, plan.batch_size)]
-    return [Traffic(plan, n, after) for n, after in zip(lengths, [*lengths[1:], lengths[0]], strict=True)]
+    lengths = [part.stop - part.start for part in batches(M, geometry.batch_size)]
+    return [Traffic(geometry, n, after) for n, after in zip(lengths, [*lengths[1:], lengths[0]], strict=True)]
 
 
 def table(architecture: int, bandwidth: float, tensor_cores: bool = True) -> str:
@@ -130,12 +131,13 @@ def table(architecture: int, bandwidth: float, tensor_cores: bool = True) -> str
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for size in BATCH_SIZES:
-        plan = CudaPlan(NEURONS, ACTIVATIONS, Adam, size, "float32", "uint8", tensor_cores)
-        kernels, _ = compiled(plan.source(), architecture)
-        blocks, steps = plan.stream_grid[0] * plan.stream_grid[1], epoch(plan)
+        geometry = StepGeometry(NEURONS, size, "float32", "uint8", tensor_cores)
+        kernels, _ = compiled(source(geometry, ACTIVATIONS, OPTIMIZER), architecture)
+        stream, steps = geometry.stream, epoch(geometry)
+        blocks = stream.grid[0] * stream.grid[1]
         for name, grid, shared in (
-            ("stream", f"{blocks} x {plan.threads}", plan.stream_shared),
-            ("middle", f"{plan.middle_blocks} x {MIDDLE_THREADS}", plan.middle_shared),
+            ("stream", f"{blocks} x {stream.threads}", stream.shared),
+            ("middle", f"{geometry.middle_blocks} x {MIDDLE_THREADS}", geometry.middle_shared),
         ):
             moved = [getattr(step, name) for step in steps]
             made = kernels[name]

@@ -32,7 +32,8 @@ from PIL import Image
 
 import catopt_xp
 from catopt_xp.backend.threads import limited_threads
-from catopt_xp.engines.cuda.launches import CudaPlan
+from catopt_xp.engines.cuda.launches import StepGeometry
+from catopt_xp.engines.cuda.source import source
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import OPTIMIZERS, Adam
 
@@ -59,10 +60,10 @@ SOLVERS = ["sgd", "adam", "lbfgs", "momentum", "rmsprop", "adamw"]
 PRODUCTS = [("float32", "uint8", True), ("float32", "uint8", False), ("float32", "float32", False)]
 PRODUCTS += [("float64", "uint8", False), ("float64", "float64", False)]
 # Neurons, hidden activation, optimizer, batch size, and whether the set is aligned.
-PLANS: list[tuple[tuple[int, ...], str, type[BaseOptimizer], int, bool]]
-PLANS = [((150528, 30, 20, 20, 1), "relu", x, n, True) for x, _ in OPTIMIZERS.values() for n in (8, 64, 2000)]
-PLANS += [((150528, 30, 20, 20, 1), "relu", Adam, 64, False), ((3072, 128, 10), "relu", Adam, 8, True)]
-PLANS += [((784, 1), "relu", Adam, 2000, True), ((785, 40, 30, 20, 10), "tanh", Adam, 64, True)]
+STEPS: list[tuple[tuple[int, ...], str, type[BaseOptimizer], int, bool]]
+STEPS = [((150528, 30, 20, 20, 1), "relu", x, n, True) for x, _ in OPTIMIZERS.values() for n in (8, 64, 2000)]
+STEPS += [((150528, 30, 20, 20, 1), "relu", Adam, 64, False), ((3072, 128, 10), "relu", Adam, 8, True)]
+STEPS += [((784, 1), "relu", Adam, 2000, True), ((785, 40, 30, 20, 10), "tanh", Adam, 64, True)]
 
 
 def digest(arrays: Mapping[str, Any]) -> str:
@@ -135,13 +136,13 @@ def bits(folder: Path, dtype: str) -> dict[str, str]:
 
 
 def cuda() -> dict[str, str]:
-    """Lists the digests of the CUDA sources by plan."""
+    """Lists the digests of the CUDA sources by network, rule and batch size."""
     found = {}
-    for (neurons, hidden, optimizer, batch_size, aligned), products in product(PLANS, PRODUCTS):
+    for (neurons, hidden, optimizer, batch_size, aligned), products in product(STEPS, PRODUCTS):
         activations = (*[hidden] * (len(neurons) - 2), "softmax" if neurons[-1] > 1 else "sigmoid")
-        source = CudaPlan(neurons, activations, optimizer, batch_size, *products, aligned).source()
+        text = source(StepGeometry(neurons, batch_size, *products), activations, optimizer, aligned)
         name = f"{neurons} {hidden} {optimizer.__name__} {batch_size} {products} aligned={aligned}"
-        found[name] = hashlib.sha256(source.encode()).hexdigest()
+        found[name] = hashlib.sha256(text.encode()).hexdigest()
     return found
 
 

@@ -64,7 +64,7 @@ def measure(n_x: int, batch_size: int) -> None:
     model = DeepNetwork([n_x, *HIDDEN, 1], ["relu", "relu", "relu", "sigmoid"])
     parts = model, Adam(model.save(), 1e-5), samples, targets, NumpyBackend(), Settings(batch_size)
     with limited_threads(1):
-        engine, _ = choose_engine("panels", *parts, ranks)
+        engine, _ = choose_engine("panels", *parts, ranks=ranks)
         order = np.arange(M)
         run_epoch(engine, order)
         seconds, sent = [], ranks.sent_bytes

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from catopt_xp.backend.machine import address_room
 from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.xp import Array, Backend, dtype_name, get_backend
-from catopt_xp.engines.cuda.engine import CoresEngine, CoresRankEngine, CudaEngine, CudaRankEngine
-from catopt_xp.engines.cuda.launches import plan_of
+from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
+from catopt_xp.engines.cuda.launches import geometry_of, size_obstacle
 from catopt_xp.engines.panels import PANEL
 from catopt_xp.engines.plain import PlainEngine, Settings, Weights
-from catopt_xp.engines.ranks import PanelShares
 from catopt_xp.io.console import Signals
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
@@ -156,7 +155,7 @@ def choose_engine(
             assert isinstance(model, DeepNetwork)
             make, obstacle = _first_that_passes(model, optimizer, samples, backend, settings, weighted, ranks)
             if make is not None:
-                made = _made(make, ranks, weights, model, optimizer, samples, targets, backend, settings)
+                made = make(model, optimizer, samples, targets, backend, settings, weights, ranks)
                 return made, _why(engine, made, ranks, obstacle)
         return PlainEngine(model, optimizer, samples, targets, backend, settings, weights), obstacle or ""
 
@@ -214,40 +213,8 @@ def _why(engine: str, made: Any, ranks: Ranks, failed: str | None) -> str:
     """Why this panel engine was chosen; `failed`: how a faster one failed its check, or None."""
     if ranks.size == 1:
         return failed or ("as asked" if engine == "panels" else "the fastest that can run this")
-    on_gpus = f", on a GPU of its own; sums {made.transport.name}" if made.backend.name == "cupy" else ""
+    on_gpus = f", on a GPU of its own; sums {made.sums.transport_name}" if made.backend.name == "cupy" else ""
     return f"each of {ranks.size} ranks its panels{on_gpus}"
-
-
-def _made(make: Any, ranks: Ranks, weights: Weights | None, model: DeepNetwork, *parts: Any) -> PlainEngine:
-    """The engine of this class. Until `CudaEngine` takes ranks itself, there is a class of its own for several."""
-    engine: PlainEngine
-    if ranks.size > 1 and make in (CudaEngine, CoresEngine):
-        of_ranks = {CudaEngine: CudaRankEngine, CoresEngine: CoresRankEngine}[make]
-        asked = _RanksThatDeal.__new__(_RanksThatDeal)
-        asked.__dict__ = ranks.__dict__
-        engine = of_ranks(asked, model, *parts)
-    elif make in (CudaEngine, CoresEngine):
-        engine = make(model, *parts)
-    else:
-        engine = make(model, *parts, weights=weights, ranks=ranks)
-    return engine
-
-
-class _RanksThatDeal(Ranks):
-    """What `CudaRankEngine` asks of ranks; goes with it."""
-
-    def share(self, n_x: int) -> slice:
-        return PanelShares(n_x, self.rank, self.size).columns
-
-    def panels(self, n_x: int) -> tuple[int, int]:
-        shares = PanelShares(n_x, self.rank, self.size)
-        return shares.first, shares.stop
-
-    def nodes(self, n_x: int) -> list[list[tuple[int, int]]]:
-        return PanelShares(n_x, self.rank, self.size).nodes()
-
-    def gather_columns(self, W: Any, shares: Any = None) -> None:
-        super().gather_columns(W, shares or PanelShares(W.shape[1], self.rank, self.size).all_columns())
 
 
 def check_failure(
@@ -323,10 +290,10 @@ def gpu_obstacle(
         return model.kernel_obstacle
     if model.dropout:
         return "dropout draws its masks on the host, batch by batch"
-    plan = plan_of(model, optimizer, samples, min(samples.shape[0], settings.batch_size))
-    obstacle = plan.obstacle()
-    if obstacle is None and plan.buffer_bytes > backend.free_memory():
-        needed, free = plan.buffer_bytes / 1e6, backend.free_memory() / 1e6
+    geometry = geometry_of(model, samples, min(samples.shape[0], settings.batch_size))
+    obstacle = size_obstacle(geometry)
+    if obstacle is None and geometry.buffer_bytes > backend.free_memory():
+        needed, free = geometry.buffer_bytes / 1e6, backend.free_memory() / 1e6
         obstacle = f"its sums need {needed:.0f} MB, {backend.device} has {free:.0f} MB free: take smaller batches"
     return obstacle
 

@@ -8,12 +8,13 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from catopt_xp.engines.cuda.device import KERNELS
-from catopt_xp.engines.cuda.launches import CudaPlan
+from catopt_xp.engines.cuda.launches import StepGeometry
+from catopt_xp.engines.cuda.source import source
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import OPTIMIZERS, Adam
 
@@ -46,33 +47,39 @@ PRODUCTS: dict[str, tuple[str, str, bool]] = {
 REFERENCE = (150528, 30, 20, 20, 1)
 
 
-def plan(
+class Variant(NamedTuple):
+    geometry: StepGeometry
+    source: str
+
+
+def variant(
     products: str,
     neurons: tuple[int, ...] = REFERENCE,
     optimizer: type[BaseOptimizer] = Adam,
     batch_size: int = 64,
     activation: str = "relu",
-) -> CudaPlan:
+) -> Variant:
     activations = (*[activation] * (len(neurons) - 2), "softmax" if neurons[-1] > 1 else "sigmoid")
-    return CudaPlan(neurons, activations, optimizer, batch_size, *PRODUCTS[products])
+    geometry = StepGeometry(neurons, batch_size, *PRODUCTS[products])
+    return Variant(geometry, source(geometry, activations, optimizer))
 
 
 # Each kind of products with each rule, and with what else changes its text: the groups of units, the samples at a time,
 # the layers behind. Where the set does not begin or its rows do not lie at multiples of 8, tensor cores load by bytes.
-VARIANTS: dict[str, CudaPlan] = {
-    f"{products}, {name}": plan(products, optimizer=kind)
+VARIANTS: dict[str, Variant] = {
+    f"{products}, {name}": variant(products, optimizer=kind)
     for products in PRODUCTS
     for name, (kind, _) in OPTIMIZERS.items()
     if name in ("gd", "adam") or products in ("tensor cores", "float64, pixels")  # the others share their text
 }
-VARIANTS |= {f"{products}, 128 units": plan(products, (3072, 128, 10), batch_size=8) for products in PRODUCTS}
+VARIANTS |= {f"{products}, 128 units": variant(products, (3072, 128, 10), batch_size=8) for products in PRODUCTS}
 VARIANTS |= {
-    "tensor cores, unaligned": plan("tensor cores", (150529, 30, 1)),
-    "tensor cores, one unit, whole set": plan("tensor cores", (784, 1), batch_size=2000),
-    "tensor cores, 40 units, deep": plan("tensor cores", (784, 40, 30, 20, 10), activation="tanh"),
-    "cores, pixels, 7 units": plan("cores, pixels", (784, 7, 1)),
-    "float64, pixels, 7 units": plan("float64, pixels", (785, 7, 1), activation="sigmoid"),
-    "float64, floats, whole set": plan("float64, floats", batch_size=2000),
+    "tensor cores, unaligned": variant("tensor cores", (150529, 30, 1)),
+    "tensor cores, one unit, whole set": variant("tensor cores", (784, 1), batch_size=2000),
+    "tensor cores, 40 units, deep": variant("tensor cores", (784, 40, 30, 20, 10), activation="tanh"),
+    "cores, pixels, 7 units": variant("cores, pixels", (784, 7, 1)),
+    "float64, pixels, 7 units": variant("float64, pixels", (785, 7, 1), activation="sigmoid"),
+    "float64, floats, whole set": variant("float64, floats", batch_size=2000),
 }
 # So many registers that a multiprocessor, which has 65536, holds the blocks that it is meant to: of `stream` two of 256
 # threads, or three of 128, in float64 two; of `middle`, whose blocks are few, one of 576.
@@ -88,12 +95,12 @@ MOST_REGISTERS = {
 
 @cache
 def compiled(name: str, architecture: int) -> tuple[dict[str, Any], bytes]:
-    kernels, code = script().compiled(VARIANTS[name].source(), architecture)
+    kernels, code = script().compiled(VARIANTS[name].source, architecture)
     return kernels, code
 
 
-def most_registers(variant: CudaPlan) -> dict[str, int]:
-    products = "tensor" if variant.products == "tensor" else f"cores, {variant.dtype}"
+def most_registers(geometry: StepGeometry) -> dict[str, int]:
+    products = "tensor" if geometry.products == "tensor" else f"cores, {geometry.dtype}"
     return {
         "stream": MOST_REGISTERS[products],
         "middle": MOST_REGISTERS["middle"],
@@ -115,11 +122,11 @@ IN_TURN = [
 def test_a_variant_compiles_without_spills_within_its_registers(name: str, architecture: int) -> None:
     kernels, code = compiled(name, architecture)
     assert set(kernels) == set(KERNELS)
-    for kernel, most in most_registers(VARIANTS[name]).items():
+    for kernel, most in most_registers(VARIANTS[name].geometry).items():
         made = kernels[kernel]
         assert made.spilled == 0, f"{kernel} spills {made.spilled} bytes"
         assert 0 < made.registers <= most, f"{kernel} takes {made.registers} registers"
-        assert made.shared == 0, f"{kernel} has {made.shared} bytes of shared memory that the plan does not count"
+        assert made.shared == 0, f"{kernel} has {made.shared} bytes of shared memory that the launch does not count"
         assert f".text.{kernel}\0".encode() in code  # by this name it is found
 
 
@@ -131,15 +138,16 @@ def test_newer_architectures_are_no_obstacle(name: str) -> None:
     assert {kernel for kernel, made in kernels.items() if made.spilled} == set()
 
 
-def test_every_multiprocessor_holds_the_blocks_that_the_plan_says() -> None:
-    for variant in VARIANTS.values():
-        registers = -(-most_registers(variant)["stream"] // 8) * 8  # they are given out by eights
-        assert registers * variant.threads * variant.resident <= 65536
-        assert (variant.stream_shared + 1024) * variant.resident <= 164 * 1024  # of sm_80, which keeps 1 KB a block
+def test_every_multiprocessor_holds_the_blocks_that_it_is_meant_to() -> None:
+    for geometry, _ in VARIANTS.values():
+        stream = geometry.stream
+        registers = -(-most_registers(geometry)["stream"] // 8) * 8  # they are given out by eights
+        assert registers * stream.threads * stream.resident <= 65536
+        assert (stream.shared + 1024) * stream.resident <= 164 * 1024  # of sm_80, which keeps 1 KB a block
 
 
 def test_the_variants_differ_and_cover_every_kind_of_source(capsys: pytest.CaptureFixture[str]) -> None:
-    sources = {variant.source() for variant in VARIANTS.values()}
+    sources = {variant.source for variant in VARIANTS.values()}
     with capsys.disabled():
         print(f"\n{len(sources)} variants, compiled for sm_{' or sm_'.join(map(str, ARCHITECTURES))}, Adam's for both")
     assert len(sources) == len(VARIANTS) == 25
@@ -152,7 +160,7 @@ def test_the_variants_differ_and_cover_every_kind_of_source(capsys: pytest.Captu
 
 
 def test_spills_would_be_seen() -> None:
-    tight = VARIANTS["cores, pixels, adam"].source().replace("#define RESIDENT 3", "#define RESIDENT 8")
+    tight = VARIANTS["cores, pixels, adam"].source.replace("#define RESIDENT 3", "#define RESIDENT 8")
     kernels, _ = script().compiled(tight, 90)
     assert kernels["stream"].spilled > 0
     source = 'extern "C" __global__ void fixed(float* x) { __shared__ float y[64]; y[0] = *x; *x = y[threadIdx.x]; }'
@@ -183,7 +191,7 @@ def test_the_table_says_what_was_compiled_and_predicts_from_bytes(
 
 @pytest.mark.parametrize(("batch_size", "milliseconds"), [(8, 6.44), (64, 0.95), (128, 0.54), (2000, 0.17)])
 def test_the_floor_is_one_pass_over_weights_and_moments(batch_size: int, milliseconds: float) -> None:
-    steps = script().epoch(plan("tensor cores", batch_size=batch_size))
+    steps = script().epoch(variant("tensor cores", batch_size=batch_size).geometry)
     assert sum(step.floor for step in steps) / 4.3e9 == pytest.approx(milliseconds, abs=5e-3)
     assert sum(step.n for step in steps) == sum(step.following for step in steps) == 2000
 

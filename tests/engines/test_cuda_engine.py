@@ -95,7 +95,7 @@ def test_nothing_is_made_anew_from_epoch_to_epoch(monkeypatch: pytest.MonkeyPatc
     engine: Any = LONG.engine(cuda_engine())
     arrays = [*engine._buffers.values(), engine._rows, engine._places, engine._table, engine._base]
     sizes = [(array.ctypes.data, array.nbytes) for array in arrays]
-    assert sum(engine._buffers[name].nbytes for name in engine._buffers) == engine.plan.buffer_bytes
+    assert sum(engine._buffers[name].nbytes for name in engine._buffers) == engine.geometry.buffer_bytes
     made: list[Any] = []
     monkeypatch.setattr(NumpyBackend, "zeros", lambda self, *given: made.append(given))
     run(engine, LONG)

@@ -11,7 +11,7 @@ import cuda_on_cpu
 import numpy as np
 import pytest
 from cuda_on_cpu import CudaError, run_sanitized
-from cuda_runs import CpuDevice, cuda_engine, error_ratios, plan, planted
+from cuda_runs import CpuDevice, cuda_engine, error_ratios, planted, source_of
 from panel_runs import Case, differences, run
 
 from catopt_xp.engines.choose import BOUNDS
@@ -169,7 +169,7 @@ def test_a_planted_fault_shows(name: str) -> None:
 
 def barriers(case: Case) -> list[tuple[int, str]]:
     """Where the barriers of a source are, each with the line behind it."""
-    source, found = plan(CudaEngine, case).source(), []
+    source, found = source_of(CudaEngine, case), []
     for line, text in enumerate(source.splitlines(keepends=True)):
         if "__syncthreads();" in text:
             found.append((line, text))

@@ -11,7 +11,7 @@ from typing import Any
 import cuda_on_cpu
 import numpy as np
 import pytest
-from cuda_runs import cases, error_ratio, plan, planted
+from cuda_runs import cases, error_ratio, planted, source_of
 from cuda_stand_in import StandIn
 from panel_runs import Array, Case, assert_same_bits, assert_same_numbers, run
 
@@ -141,7 +141,7 @@ extern "C" __global__ void quick(const float* a, const float* b, float* quotient
 
 def quick(gpu: Backend, a: Array, b: Array, change: Any = str) -> tuple[Array, Array]:
     """a / b and the root of a, float32, of a multiple of 256 numbers."""
-    source = change(plan(CudaEngine, Case(dtype="float32")).source()) + QUICK
+    source = change(source_of(CudaEngine, Case(dtype="float32"))) + QUICK
     with gpu.activate():
         arrays = [gpu.asarray(x.astype(np.float32)) for x in (a, b, np.zeros_like(a), np.zeros_like(a))]
         kernel = gpu.xp.RawModule(code=source, options=("--std=c++17",)).get_function("quick")

@@ -30,7 +30,6 @@ from catopt_xp.backend.devices import DeviceError
 from catopt_xp.backend.xp import CupyBackend, asnumpy
 from catopt_xp.backend.ranks import Ranks
 from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
-from catopt_xp.engines.choose import _made
 from catopt_xp.engines.ranks import PanelShares
 
 cuda_runs.folder = lambda: Path(sys.argv[1])  # compiled once for all ranks
@@ -39,17 +38,18 @@ ranks = Ranks(comm)
 def digest(arrays):
     return hashlib.sha256(b"".join(np.ascontiguousarray(asnumpy(x)).tobytes() for x in arrays)).hexdigest()
 
+def own_columns(samples, case, backend):
+    shares = PanelShares(case.n_x, ranks.rank, ranks.size)
+    return backend.asarray(np.ascontiguousarray(samples[:, shares.columns]))
+
 def train(case, kind="tensor", backend=None, change=str, late=False):
     'Digests of weights and of moments, losses and costs, and how the sums travelled.'
-    alone = CoresEngine if kind == "cores" else CudaEngine
+    kind = CoresEngine if kind == "cores" else CudaEngine
 
     def make(model, optimizer, samples, targets, backend, settings):
         device = {} if backend.name == "cupy" else {"device": CpuDevice(change=change, late=late)}
-        if ranks.size == 1:
-            return alone(model, optimizer, samples, targets, backend, settings, **device)
-        share = PanelShares(case.n_x, ranks.rank, ranks.size).columns
-        columns = backend.asarray(np.ascontiguousarray(samples[:, share]))
-        return _made(alone, ranks, model, optimizer, columns, targets, backend, settings, *device.values())
+        columns = own_columns(samples, case, backend) if ranks.size > 1 else samples
+        return kind(model, optimizer, columns, targets, backend, settings, ranks=ranks, **device)
 
     engine, losses = case.engine(make, backend), []
     rng = np.random.default_rng(case.seed)
@@ -66,7 +66,7 @@ def train(case, kind="tensor", backend=None, change=str, late=False):
     engine.settle()
     moments = [x for key, x in engine.optimizer.save().items() if "/" in key]
     found = [digest(engine.model.save().values()), digest(moments), losses]
-    return found, engine.transport.name if ranks.size > 1 else ""
+    return found, engine.sums.transport_name
 """
 
 RUNS = """
@@ -235,7 +235,8 @@ def test_each_rank_has_a_gpu_of_its_own_or_none_has_one(
 
 
 ENGINES = """
-import catopt_xp.engines.choose as choose
+from catopt_xp.engines import choose
+from catopt_xp.engines.plain import Settings
 
 tried = []
 
@@ -249,9 +250,8 @@ backend.xp.cuda.nccl = SimpleNamespace(available=False)
 case = Case(n_x=4 * 1024, m=11, batch_size=4, units=(5, 3), optimizer="momentum", dtype="float32")
 
 def make(model, optimizer, samples, targets, backend, settings):
-    share = PanelShares(case.n_x, ranks.rank, ranks.size).columns
-    columns = backend.asarray(np.ascontiguousarray(samples[:, share]))
-    made, why = choose.choose_engine("auto", model, optimizer, columns, targets, backend, settings, ranks)
+    columns = own_columns(samples, case, backend)
+    made, why = choose.choose_engine("auto", model, optimizer, columns, targets, backend, settings, ranks=ranks)
     made.why = why
     return made
 
@@ -265,7 +265,7 @@ except Exception as error:
 
 def test_where_one_gpu_fails_its_check_all_take_the_slower_kernels(kernels: Path) -> None:
     why = "each of 2 ranks its panels, on a GPU of its own; sums through the host"
-    for failing, engine, tried in (("", "CudaRankEngine", 1), ("CudaEngine", "CoresRankEngine", 2)):
+    for failing, engine, tried in (("", "CudaEngine", 1), ("CudaEngine", "CoresEngine", 2)):
         said = answers(2, PRELUDE + ENGINES, str(kernels), failing, seconds=120)
         assert said == [[engine, why, ["CudaEngine", "CoresEngine"][:tried]]] * 2
     first, second = answers(2, PRELUDE + ENGINES, str(kernels), "CudaEngine,CoresEngine", seconds=120)

@@ -17,7 +17,8 @@ from cuda_on_cpu import Library
 from panel_runs import OPTIONS, Case, run
 
 from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
-from catopt_xp.engines.cuda.launches import CudaPlan, plan_of
+from catopt_xp.engines.cuda.launches import geometry_of
+from catopt_xp.engines.cuda.source import is_aligned, source
 from catopt_xp.engines.plain import PlainEngine
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import OPTIMIZERS
@@ -36,8 +37,8 @@ def folder() -> Path:
 
 
 @cache
-def library(source: str, sanitize: bool = False) -> Library:
-    return Library(source, folder(), sanitize)
+def library(text: str, sanitize: bool = False) -> Library:
+    return Library(text, folder(), sanitize)
 
 
 class CpuDevice:
@@ -213,12 +214,13 @@ def cases() -> dict[str, tuple[type[CudaEngine], Case]]:
     return found
 
 
-def plan(kind: type[CudaEngine], case: Case) -> CudaPlan:
-    """What `kind` launches for a case."""
+def source_of(kind: type[CudaEngine], case: Case) -> str:
+    """The source that `kind` compiles for a case."""
     engine = case.engine(PlainEngine)
     assert isinstance(engine.model, DeepNetwork)
     longest = min(case.m, case.batch_size)
-    return plan_of(engine.model, engine.optimizer, engine.samples, longest, kind.tensor_cores)
+    geometry = geometry_of(engine.model, engine.samples, longest, kind.tensor_cores)
+    return source(geometry, engine.model.activation_func, type(engine.optimizer), is_aligned(engine.samples))
 
 
 # --- float32 against float64 ----------------------------------------------------------------------------------

@@ -1,9 +1,4 @@
-"""The panel engine on an NVIDIA GPU: two launches a step, the steps of an epoch in CUDA graphs.
-
-The kernels are in `step.cu`, what is launched with what in `cuda_plan.py`. Weights and moments stay where the network
-and the optimizer have them; per-step numbers and row numbers are read from tables on the device, so one graph serves
-every chunk of every epoch, and nothing waits for the device but the host, for the chunk before the last.
-"""
+"""The device of the GPU engine: it compiles kernels, queues launches and copies, records graphs and waits."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,23 +19,25 @@ from catopt_xp.engines.cuda.launches import (
     MOST_BATCH,
     MOST_SHARED,
     MOST_UNITS,
-    CudaPlan,
-    address,
+    StepGeometry,
     chunk_end,
+    geometry_of,
     places,
-    plan_of,
+    size_obstacle,
 )
+from catopt_xp.engines.cuda.source import address, is_aligned, prelude, scalars, source, table_width
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.nn.parameters import layer_shapes
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import OPTIMIZERS, Adam, GradientDescent
 
-REFERENCE = CudaPlan((150528, 30, 20, 20, 1), ("relu", "relu", "relu", "sigmoid"), Adam, 64, "float32", "uint8")
+REFERENCE = StepGeometry((150528, 30, 20, 20, 1), 64, "float32", "uint8")
+Kernels = tuple[StepGeometry, Sequence[str], type[BaseOptimizer]]  # what a source is made from
 HIDDEN = st.lists(st.integers(1, 40), max_size=4)
 
 
 @st.composite
-def plans(draw: Any) -> CudaPlan:
+def kernels(draw: Any) -> Kernels:
     hidden, outputs = draw(HIDDEN), draw(st.integers(1, 12))
     units = draw(st.integers(1, MOST_UNITS))
     neurons = (draw(st.integers(1, 200_000)), *([units, *hidden] if hidden else []), outputs)
@@ -42,36 +45,48 @@ def plans(draw: Any) -> CudaPlan:
     kind = OPTIMIZERS[draw(st.sampled_from(sorted(OPTIMIZERS)))][0]
     dtype = draw(st.sampled_from(["float32", "float64"]))
     samples = draw(st.sampled_from(["uint8", dtype]))
-    return CudaPlan(neurons, activations, kind, draw(st.integers(1, MOST_BATCH)), dtype, samples, draw(st.booleans()))
+    geometry = StepGeometry(neurons, draw(st.integers(1, MOST_BATCH)), dtype, samples, draw(st.booleans()))
+    return geometry, activations, kind
 
 
-def defined(plan: CudaPlan) -> dict[str, str]:
-    """What the text before the source defines, by name; tables as their numbers."""
-    text = plan.prelude()
+def geometries() -> st.SearchStrategy[StepGeometry]:
+    return kernels().map(lambda found: found[0])
+
+
+def defined(
+    geometry: StepGeometry,
+    activations: Sequence[str] = (),
+    optimizer: type[BaseOptimizer] = Adam,
+    aligned: bool = True,
+) -> dict[str, str]:
+    """What the text before the source defines, by name; tables as their numbers. Without `activations`: all relu."""
+    text = prelude(geometry, activations or [*["relu"] * (len(geometry.neuron_cnt) - 2), "sigmoid"], optimizer, aligned)
     tables = re.findall(r"constexpr int (\w+)\[\] = \{(.*)\};", text)
     return dict(re.findall(r"#define (\w+) (.*)", text)) | dict(tables)
 
 
-def numbers(plan: CudaPlan, table: str) -> list[int]:
-    return [int(x) for x in defined(plan)[table].split(", ")]
+def numbers(names: dict[str, str], table: str) -> list[int]:
+    return [int(x) for x in names[table].split(", ")]
 
 
 # --- the reference network ----------------------------------------------------------------------------------------
 
 
 def test_the_launches_of_the_reference_network() -> None:
-    assert (REFERENCE.products, REFERENCE.threads, REFERENCE.tile, REFERENCE.resident) == ("tensor", 256, 256, 2)
-    assert (REFERENCE.tiles, REFERENCE.rest, REFERENCE.rest_blocks) == (588, 1091, 5)
-    assert (REFERENCE.stream_grid, REFERENCE.middle_blocks, REFERENCE.samples) == ((593, 1), 64, 1)
-    assert (REFERENCE.stream_shared, REFERENCE.middle_shared) == (40960, 7216)
+    tiles, stream = REFERENCE.tiles, REFERENCE.stream
+    assert (REFERENCE.products, stream.threads, tiles.length, stream.resident) == ("tensor", 256, 256, 2)
+    assert (tiles.count, REFERENCE.upper.size, stream.upper_blocks) == (588, 1091, 5)
+    assert (stream.grid, REFERENCE.middle_blocks, REFERENCE.samples) == ((593, 1), 64, 1)
+    assert (stream.shared, REFERENCE.middle_shared) == (40960, 7216)
     assert REFERENCE.buffer_bytes == 4 * (588 * 64 * 30 + 4 * 2 * 3 * 32 * 4 + 64 * 1091 + 64)
 
 
 def test_its_launches_without_tensor_cores() -> None:
-    for dtype, tile, tiles, shared in (("float32", 256, 588, 49984), ("float64", 128, 1176, 50752)):
-        plan = replace(REFERENCE, dtype=dtype, tensor_cores=False)
-        assert (plan.products, plan.threads, plan.tile, plan.tiles) == ("cores", 128, tile, tiles)
-        assert (plan.stream_grid, plan.stream_shared) == ((tiles + 9, 1), shared)
+    for dtype, length, count, shared in (("float32", 256, 588, 49984), ("float64", 128, 1176, 50752)):
+        geometry = replace(REFERENCE, dtype=dtype, tensor_cores=False)
+        tiles, stream = geometry.tiles, geometry.stream
+        assert (geometry.products, stream.threads, tiles.length, tiles.count) == ("cores", 128, length, count)
+        assert (stream.grid, stream.shared) == ((count + 9, 1), shared)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +94,8 @@ def test_its_launches_without_tensor_cores() -> None:
     [(1, 1, 1, 8), (8, 1, 8, 8), (9, 1, 9, 16), (128, 1, 128, 16), (129, 2, 65, 16), (2000, 16, 125, 16)],
 )
 def test_a_larger_batch_has_more_samples_to_a_block(batch_size: int, samples: int, blocks: int, chunk: int) -> None:
-    plan = replace(REFERENCE, batch_size=batch_size)
-    assert (plan.samples, plan.middle_blocks, plan.chunk) == (samples, blocks, chunk)
+    geometry = replace(REFERENCE, batch_size=batch_size)
+    assert (geometry.samples, geometry.middle_blocks, geometry.stream.chunk) == (samples, blocks, chunk)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +103,8 @@ def test_a_larger_batch_has_more_samples_to_a_block(batch_size: int, samples: in
     [(1, 1, 1), (32, 1, 32), (33, 2, 17), (64, 2, 32), (65, 3, 22), (100, 4, 25), (128, 4, 32)],
 )
 def test_the_first_layer_s_units_go_by_groups(units: int, groups: int, group: int) -> None:
-    plan = replace(REFERENCE, neuron_cnt=(1000, units, 1), activations=("relu", "sigmoid"))
-    assert (plan.groups, plan.group, plan.stream_grid[1]) == (groups, group, groups)
+    geometry = replace(REFERENCE, neuron_cnt=(1000, units, 1))
+    assert (geometry.tiles.groups, geometry.tiles.group, geometry.stream.grid[1]) == (groups, group, groups)
 
 
 def test_tensor_cores_take_pixels_and_float32_alone() -> None:
@@ -104,67 +119,72 @@ def test_tensor_cores_take_pixels_and_float32_alone() -> None:
 # --- any network --------------------------------------------------------------------------------------------------
 
 
-@given(plans())
-def test_every_unit_tile_sample_and_parameter_has_its_block(plan: CudaPlan) -> None:
-    n_x, units = plan.neuron_cnt[:2]
-    blocks, groups = plan.stream_grid
-    assert (blocks - plan.rest_blocks - 1) * plan.tile < n_x <= (blocks - plan.rest_blocks) * plan.tile
-    assert (groups - 1) * plan.group < units <= groups * plan.group
-    assert plan.group <= 32
-    assert (plan.rest_blocks - 1) * plan.threads < plan.rest + 1 <= plan.rest_blocks * plan.threads
-    assert (plan.middle_blocks - 1) * plan.samples < plan.batch_size <= plan.middle_blocks * plan.samples
-    assert plan.middle_blocks <= 128
-    assert plan.tile % plan.threads == 0
+@given(geometries())
+def test_every_unit_tile_sample_and_parameter_has_its_block(geometry: StepGeometry) -> None:
+    tiles, stream, parameters = geometry.tiles, geometry.stream, geometry.upper.size
+    blocks, groups = stream.grid
+    of_tiles = blocks - stream.upper_blocks
+    assert (of_tiles - 1) * tiles.length < tiles.n_x <= of_tiles * tiles.length
+    assert (groups - 1) * tiles.group < tiles.units <= groups * tiles.group
+    assert tiles.group <= 32
+    assert (stream.upper_blocks - 1) * stream.threads < parameters + 1 <= stream.upper_blocks * stream.threads
+    samples = geometry.samples
+    assert (geometry.middle_blocks - 1) * samples < geometry.batch_size <= geometry.middle_blocks * samples
+    assert geometry.middle_blocks <= 128
+    assert tiles.length % stream.threads == 0
 
 
-@given(plans())
-def test_the_rest_lies_as_the_parameters_do(plan: CudaPlan) -> None:
+@given(geometries())
+def test_the_upper_layers_lie_as_the_parameters_do(geometry: StepGeometry) -> None:
     """The tables are offsets into the flat parameters behind W0."""
-    shapes, at, found = layer_shapes(list(plan.neuron_cnt)), 0, {}
+    shapes, at, found = layer_shapes(list(geometry.neuron_cnt)), 0, {}
     for name, shape in list(shapes.items())[1:]:
         found[name] = at
         at += shape[0] * shape[1]
-    assert plan.rest == at
-    assert numbers(plan, "WIDTH") == list(plan.neuron_cnt[1:])
-    assert numbers(plan, "B_AT") == [found[f"b{k}"] for k in range(len(plan.widths))]
-    assert numbers(plan, "W_AT")[1:] == [found[f"W{k}"] for k in range(1, len(plan.widths))]
-    assert int(defined(plan)["REST_WEIGHTS"]) == found["b0"]
-    assert numbers(plan, "LEVEL_AT") == [sum(plan.widths[:k]) for k in range(len(plan.widths))]
-    assert len(numbers(plan, "ACTIVATION")) == len(plan.widths)
+    names, widths = defined(geometry), geometry.neuron_cnt[1:]
+    assert geometry.upper.size == int(names["REST"]) == at
+    assert numbers(names, "WIDTH") == list(widths)
+    assert numbers(names, "B_AT") == [found[f"b{k}"] for k in range(len(widths))]
+    assert numbers(names, "W_AT")[1:] == [found[f"W{k}"] for k in range(1, len(widths))]
+    assert int(names["REST_WEIGHTS"]) == found["b0"]
+    assert numbers(names, "LEVEL_AT") == [sum(widths[:k]) for k in range(len(widths))]
+    assert len(numbers(names, "ACTIVATION")) == len(widths)
 
 
-@given(plans())
-def test_memory_is_a_function_of_batch_and_network(plan: CudaPlan) -> None:
-    assert plan.buffer_shapes["part"] == (plan.tiles, plan.batch_size, plan.units)
-    samples, units = -(-plan.batch_size // 16) * 16, plan.groups * -(-plan.group // 16) * 16
+@given(geometries())
+def test_memory_is_a_function_of_batch_and_network(geometry: StepGeometry) -> None:
+    tiles, batch_size = geometry.tiles, geometry.batch_size
+    assert geometry.buffer_shapes["part"] == (tiles.count, batch_size, tiles.units)
+    samples, units = -(-batch_size // 16) * 16, tiles.groups * -(-tiles.group // 16) * 16
     terms = 3 * samples * units // 2  # of two bytes each, where a number has four
-    d = terms if plan.products == "tensor" else plan.batch_size * plan.units
-    expected = plan.tiles * plan.batch_size * plan.units + d
-    expected += plan.middle_blocks * (plan.rest + 1)
-    assert plan.buffer_bytes == expected * plan.itemsize
+    d = terms if geometry.products == "tensor" else batch_size * tiles.units
+    expected = tiles.count * batch_size * tiles.units + d
+    expected += geometry.middle_blocks * (geometry.upper.size + 1)
+    assert geometry.buffer_bytes == expected * geometry.itemsize
 
 
-@given(plans())
-def test_shared_memory_holds_what_the_kernels_lay_out(plan: CudaPlan) -> None:
+@given(geometries())
+def test_shared_memory_holds_what_the_kernels_lay_out(geometry: StepGeometry) -> None:
     """As the sources cut it up: `cores.cu`, `tensor.cu` and `middle`."""
-    size, names = plan.itemsize, {name: int(x) for name, x in defined(plan).items() if x.isdigit()}
+    size, names = geometry.itemsize, {name: int(x) for name, x in defined(geometry).items() if x.isdigit()}
     group, tile, threads, chunk = (names[name] for name in ("GROUP", "TILE", "THREADS", "CHUNK"))
     padded, tiles16, warps = -(-group // 8) * 8, -(-group // 16), threads // 32
-    if plan.products == "tensor":
+    if geometry.products == "tensor":
         terms = 2 * names["D_CHUNK"] // 16 * tiles16 * 3 * 32 * 16
         sums = warps * names["Z_CHUNK"] * (16 * tiles16 + names["SUMS_APART"]) * 4
-        rows = max(plan.batch_size, plan.evaluated)
+        rows = max(geometry.batch_size, geometry.evaluated)
         assert names["WORK_SHARED"] >= max(terms, sums)
         assert names["ROWS_SHARED"] >= rows
-        assert plan.stream_shared == names["WORK_SHARED"] + 2 * 8 * names["ROWS_SHARED"]
+        assert geometry.stream.shared == names["WORK_SHARED"] + 2 * 8 * names["ROWS_SHARED"]
         assert names["WORK_SHARED"] % 16 == names["ROWS_SHARED"] % 16 == 0
     else:
         d, x, sums = chunk * padded, chunk * (tile + 4), warps * chunk * padded
         assert names["X_SHARED"] >= max(d, x, sums)
-        assert plan.stream_shared == (padded * (tile + 4) + names["X_SHARED"]) * size + 4 * chunk
-    subtrees = -(-plan.tiles // names["SUBTREE"])
-    middle = plan.rest + 2 * plan.samples * sum(plan.widths) + plan.samples + subtrees * plan.units
-    assert plan.middle_shared == middle * size
+        assert geometry.stream.shared == (padded * (tile + 4) + names["X_SHARED"]) * size + 4 * chunk
+    tiles, samples = geometry.tiles, geometry.samples
+    sums = -(-tiles.count // names["SUBTREE"]) * tiles.units
+    assert geometry.middle_shared == (geometry.upper.size + samples * (2 * names["LEVELS"] + 1) + sums) * size
+    assert geometry.subtotals_shared == sums * size
 
 
 # --- the text before the source -----------------------------------------------------------------------------------
@@ -174,20 +194,21 @@ def test_shared_memory_holds_what_the_kernels_lay_out(plan: CudaPlan) -> None:
 def test_the_rule_s_names_are_bound_in_the_order_of_the_table(name: str) -> None:
     kind = OPTIMIZERS[name][0]
     optimizer = kind({"W0": np.zeros((1, 1))}, 1e-3)
-    plan, scalars = replace(REFERENCE, optimizer=kind), list(optimizer.advance())
-    assert plan.scalars == scalars
-    text = plan.source()
-    for k, scalar in enumerate(scalars):
+    activations, rule_numbers = ("relu", "relu", "relu", "sigmoid"), list(optimizer.advance())
+    assert scalars(kind) == rule_numbers
+    text = source(REFERENCE, activations, kind)
+    for k, scalar in enumerate(rule_numbers):
         assert f"const Number {scalar} = numbers[{k}];" in text
     for k, moment in enumerate(kind.moment_names):
         assert f" Number {moment} = moment{k};" in text
         assert f" moment{k} = plain({moment});" in text
-    l2, shrink = f"numbers[{len(scalars)}]", f"numbers[{len(scalars) + 1}]"
+    l2, shrink = f"numbers[{len(rule_numbers)}]", f"numbers[{len(rule_numbers) + 1}]"
     assert f"if ({l2} != 0) gradient += {l2} * parameter;" in text
     assert f"parameter *= {shrink};" in text
     assert kind.kernel in text
-    assert plan.numbers == len(scalars) + 2
-    assert int(defined(plan)["MOMENTS"]) == len(kind.moment_names)
+    names = defined(REFERENCE, activations, kind)
+    assert table_width(kind) == int(names["NUMBERS"]) == len(rule_numbers) + 2
+    assert int(names["MOMENTS"]) == len(kind.moment_names)
 
 
 @pytest.mark.parametrize(
@@ -198,10 +219,9 @@ def test_the_rule_s_names_are_bound_in_the_order_of_the_table(name: str) -> None
     ],
 )
 def test_types_and_scale_are_defined(dtype: str, samples: str, last: str, expected: tuple[str, ...]) -> None:
-    plan = CudaPlan((50, 4, 3), ("tanh", last), GradientDescent, 8, dtype, samples)
-    names = defined(plan)
+    names = defined(StepGeometry((50, 4, 3), 8, dtype, samples), ("tanh", last), GradientDescent)
     assert tuple(names[name] for name in ("REAL", "SAMPLE", "TARGET", "SCALE", "SOFTMAX")) == expected
-    assert numbers(plan, "ACTIVATION") == [int(names["TANH"]), int(names["NONE"])]
+    assert numbers(names, "ACTIVATION") == [int(names["TANH"]), int(names["NONE"])]
 
 
 @pytest.mark.parametrize(
@@ -210,18 +230,18 @@ def test_types_and_scale_are_defined(dtype: str, samples: str, last: str, expect
 def test_pixels_are_loaded_by_fours_where_every_row_begins_at_a_multiple_of_8(
     n_x: int, aligned: bool, expected: str
 ) -> None:
-    plan = CudaPlan((n_x, 4, 1), ("tanh", "sigmoid"), Adam, 8, "float32", "uint8", aligned=aligned)
-    assert defined(plan)["ALIGNED"] == expected
+    geometry = StepGeometry((n_x, 4, 1), 8, "float32", "uint8")
+    assert defined(geometry, aligned=aligned)["ALIGNED"] == expected
 
 
-@given(plans())
-def test_a_source_needs_no_header_and_names_its_kernels(plan: CudaPlan) -> None:
-    source = plan.source()
-    assert "#include" not in source
-    assert "\nPRODUCTS" not in source
-    assert "\nRULE" not in source
-    assert source.count("tile_step(const SAMPLE") == 1
-    assert re.findall(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(', source) == [
+@given(kernels())
+def test_a_source_needs_no_header_and_names_its_kernels(parts: Kernels) -> None:
+    text = source(*parts)
+    assert "#include" not in text
+    assert "\nPRODUCTS" not in text
+    assert "\nRULE" not in text
+    assert text.count("tile_step(const SAMPLE") == 1
+    assert re.findall(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(', text) == [
         "stream",
         "middle",
         "advance",
@@ -230,13 +250,14 @@ def test_a_source_needs_no_header_and_names_its_kernels(plan: CudaPlan) -> None:
     ]
 
 
-@given(plans(), plans())
-def test_the_source_depends_on_features_and_batch_by_what_is_defined_alone(plan: CudaPlan, other: CudaPlan) -> None:
+@given(kernels(), geometries())
+def test_the_source_depends_on_features_and_batch_by_what_is_defined_alone(parts: Kernels, other: StepGeometry) -> None:
     """So that few sources are compiled: none for each number of features or batch size."""
-    neurons = (other.neuron_cnt[0] // 8 * 8 or 8, *plan.neuron_cnt[1:])
-    here = replace(plan, neuron_cnt=(8, *plan.neuron_cnt[1:]), batch_size=100)
-    there = replace(plan, neuron_cnt=neurons, batch_size=17)
-    assert here.source() == there.source()
+    geometry, *rule = parts
+    neurons = (other.neuron_cnt[0] // 8 * 8 or 8, *geometry.neuron_cnt[1:])
+    here = replace(geometry, neuron_cnt=(8, *geometry.neuron_cnt[1:]), batch_size=100)
+    there = replace(geometry, neuron_cnt=neurons, batch_size=17)
+    assert source(here, *rule) == source(there, *rule)
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
@@ -270,52 +291,42 @@ def test_chunks_cover_an_epoch_and_end_where_the_caller_looks(count: int, epochs
 # --- obstacles ----------------------------------------------------------------------------------------------------
 
 
-def small(
-    units: int = 8, behind: tuple[int, ...] = (1,), optimizer: type[BaseOptimizer] = Adam, **more: Any
-) -> CudaPlan:
-    activations = ("relu",) * len(behind) + ("sigmoid",)
-    return CudaPlan(
-        (1000, units, *behind),
-        activations,
-        optimizer,
-        **{"batch_size": 8, "dtype": "float32", "sample_dtype": "uint8"} | more,
-    )
+def small(units: int = 8, behind: tuple[int, ...] = (1,), batch_size: int = 8) -> StepGeometry:
+    return StepGeometry((1000, units, *behind), batch_size, "float32", "uint8")
 
 
 def test_obstacles_stand_at_their_edges() -> None:
-    assert small(units=MOST_UNITS).obstacle() is None
-    assert small(units=129).obstacle() == "the first layer has 129 units, more than 128, for which whole products win"
-    assert small(batch_size=MOST_BATCH).obstacle() is None
-    assert small(batch_size=2001).obstacle() == "batches of 2001, more than 2000, for which whole products win"
+    assert size_obstacle(small(units=MOST_UNITS)) is None
+    told = "the first layer has 129 units, more than 128, for which whole products win"
+    assert size_obstacle(small(units=129)) == told
+    assert size_obstacle(small(batch_size=MOST_BATCH)) is None
+    assert size_obstacle(small(batch_size=2001)) == "batches of 2001, more than 2000, for which whole products win"
 
 
-def test_a_rest_that_fills_shared_memory_is_an_obstacle() -> None:
+def test_an_upper_part_that_fills_shared_memory_is_an_obstacle() -> None:
     """Of a first layer of 100 units and a second of `n`: 101n weights and biases, and what the layers give."""
     fits = max(n for n in range(1, 400) if small(100, (n, 1)).middle_shared <= MOST_SHARED)
-    assert small(100, (fits, 1)).obstacle() is None
+    assert size_obstacle(small(100, (fits, 1))) is None
     needed = small(100, (fits + 1, 1)).middle_shared
     told = f"the network needs {needed} bytes of shared memory, a block has {MOST_SHARED}"
-    assert small(100, (fits + 1, 1)).obstacle() == told
+    assert size_obstacle(small(100, (fits + 1, 1))) == told
 
 
-@given(plans())
-def test_a_first_layer_within_the_limits_never_fills_a_block_s_shared_memory(plan: CudaPlan) -> None:
-    assert plan.stream_shared <= MOST_SHARED
-    if plan.middle_shared <= MOST_SHARED and plan.units <= MOST_UNITS:
-        assert plan.obstacle() is None
+@given(geometries())
+def test_a_first_layer_within_the_limits_never_fills_a_block_s_shared_memory(geometry: StepGeometry) -> None:
+    assert geometry.stream.shared <= MOST_SHARED
+    if geometry.middle_shared <= MOST_SHARED and geometry.tiles.units <= MOST_UNITS:
+        assert size_obstacle(geometry) is None
 
 
 # --- the objects at hand ------------------------------------------------------------------------------------------
 
 
-def test_a_plan_is_made_of_the_objects_of_a_run() -> None:
+def test_a_geometry_is_made_of_the_objects_of_a_run() -> None:
     model = DeepNetwork([40, 6, 3], ["relu", "softmax"], dtype="float64")
     samples = np.zeros((5, 40), np.uint8)
-    plan = plan_of(model, GradientDescent(model.save(), 1e-3), samples, 5)
-    assert plan == CudaPlan(
-        (40, 6, 3), ("relu", "softmax"), GradientDescent, 5, "float64", "uint8", aligned=plan.aligned
-    )
-    assert plan.aligned == (samples.ctypes.data % 8 == 0)
+    assert geometry_of(model, samples, 5) == StepGeometry((40, 6, 3), 5, "float64", "uint8")
+    assert is_aligned(samples) == (samples.ctypes.data % 8 == 0)
 
 
 def test_an_address_is_read_off_either_interface() -> None:
