@@ -206,8 +206,9 @@ def add_optimizer(parser: Parser) -> None:
         dest="lr_scheduler",
         type=schedule,
         metavar="S",
-        help="const, hyperbola:RATE, exponential:BASE, sqrt:K, staircase:FACTOR,EVERY, table:EPOCH=LR,..., "
-        "cosine:EPOCHS[,FINAL]; before any of them warmup:EPOCHS[,START]+ (default: const; resumed: the checkpoint's)",
+        help="in quotes: const, hyperbola(RATE), exponential(BASE), sqrt(K), staircase(FACTOR, EVERY), "
+        "table({EPOCH: LR, ...}), cosine(EPOCHS[, FINAL]) or, around any of them, warmup(SCHEDULE, EPOCHS[, START]); "
+        "the text of a history is taken too (default: const; resumed: the checkpoint's)",
     )
     group.add_argument(
         "--schedule-by", choices=("epoch", "step"), help=f"its clock (default: epoch; {FROM_CHECKPOINT})"

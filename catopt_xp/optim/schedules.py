@@ -2,8 +2,8 @@
 
 ``learning_rate_zero`` is the rate that the optimizer was given; ``epoch`` counts from 0 and may be fractional
 (a schedule followed by step is asked for epoch 3.5 in the middle of epoch 3). Every schedule here is a small
-frozen dataclass: it can be called, pickled, compared, and printed, and a checkpoint stores that print
-(`describe`) so that a resumed run can notice another schedule.
+frozen dataclass: it can be called, pickled, compared, and printed. A checkpoint stores that print (`describe`),
+and `parse` reads it, from a checkpoint or from the command line.
 
 The rates are finite and not negative. An epoch that is negative or not finite is a ValueError.
 """
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 import math
-import re
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
@@ -39,7 +39,17 @@ def const_lr(learning_rate_zero: float, epoch: float) -> float:
 
 @dataclass(frozen=True)
 class Hyperbola:
-    """``lr0 / (1 + decay_rate * epoch)``; see `get_hyperbola_func`."""
+    """The hyperbolic (inverse time) decay ``lr = lr0 / (1 + decay_rate * epoch)``.
+
+    Args:
+        decay_rate: per epoch, finite and >= 0, else ValueError; at epoch ``1 / decay_rate`` the rate is half.
+
+    Example:
+        >>> get_hyperbola_func(0.2)
+        Hyperbola(decay_rate=0.2)
+        >>> get_hyperbola_func(0.2)(1e-3, 5)
+        0.0005
+    """
 
     decay_rate: float
 
@@ -52,7 +62,15 @@ class Hyperbola:
 
 @dataclass(frozen=True)
 class Exponential:
-    """``lr0 * base**epoch``; see `get_exponential_func`."""
+    """The exponential decay ``lr = lr0 * base**epoch``.
+
+    Args:
+        base: the factor per epoch, in (0, 1], else ValueError.
+
+    Example:
+        >>> get_exponential_func(0.5)(0.8, 3)
+        0.1
+    """
 
     base: float
 
@@ -66,7 +84,15 @@ class Exponential:
 
 @dataclass(frozen=True)
 class InverseSquareRoot:
-    """``k * lr0 / sqrt(max(epoch, 1))``; see `get_sqrt_func`."""
+    """The inverse square root decay ``lr = k * lr0 / sqrt(max(epoch, 1))``.
+
+    Args:
+        k: a factor without unit, finite and > 0, else ValueError. The rate is ``k * lr0`` up to epoch 1.
+
+    Example:
+        >>> get_sqrt_func(1)(0.1, 4)
+        0.05
+    """
 
     k: float
 
@@ -79,7 +105,16 @@ class InverseSquareRoot:
 
 @dataclass(frozen=True)
 class Staircase:
-    """``lr0 * factor**floor(epoch / every)``; see `get_staircase_func`."""
+    """The discrete staircase ``lr = lr0 * factor**floor(epoch / every)``.
+
+    Args:
+        factor: what the rate is multiplied by at each stair, in (0, 1], else ValueError.
+        every: the length of a stair in epochs, finite and > 0, else ValueError.
+
+    Example:
+        >>> [get_staircase_func(0.5, 10)(0.8, epoch) for epoch in (0, 9.9, 10, 25)]
+        [0.8, 0.8, 0.4, 0.2]
+    """
 
     factor: float
     every: float
@@ -97,12 +132,13 @@ class Staircase:
 class Table:
     """The rate of the last entry reached, before the first one ``lr0``; see `get_table_func`."""
 
-    entries: tuple[tuple[float, float], ...]  # (epoch, learning rate), sorted by epoch
+    entries: tuple[tuple[float, float], ...]  # (epoch, learning rate), sorted by epoch; a mapping is taken too
 
     def __post_init__(self) -> None:
+        given = self.entries.items() if isinstance(self.entries, Mapping) else self.entries
         pairs = [
             (_number("Table", "an epoch", epoch, 0.0), _number("Table", "a learning rate", rate, 0.0))
-            for epoch, rate in self.entries
+            for epoch, rate in given
         ]
         if not pairs:
             raise ValueError("Table: no entries; give at least one epoch with its learning rate")
@@ -117,7 +153,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine wave from ``lr0`` down to ``final * lr0``; see `get_cosine_func`."""
+    """The cosine decay from ``lr0`` to ``final * lr0`` at ``total_epoch``, constant from there.
+
+    ``lr = lr0 * (final + (1 - final) * (1 + cos(pi * epoch / total_epoch)) / 2)``
+    (Loshchilov & Hutter, 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts"; here without restart).
+
+    Args:
+        total_epoch: when the decay ends, in epochs, finite and > 0, else ValueError.
+        final: the last rate as a share of ``lr0``, in [0, 1], else ValueError.
+
+    Example:
+        >>> [round(get_cosine_func(100)(0.1, epoch), 6) for epoch in (0, 50, 100, 200)]
+        [0.1, 0.05, 0.0, 0.0]
+    """
 
     total_epoch: float
     final: float = 0.0
@@ -134,7 +182,28 @@ class Cosine:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """A linear climb to the first rate of another schedule, then that schedule; see `with_warmup`."""
+    """A schedule behind a linear warm-up (Goyal et al., 2017, "Accurate, Large Minibatch SGD").
+
+    ``epoch < warmup_epoch``:  ``lr = (start + (1 - start) * epoch / warmup_epoch) * scheduler(lr0, 0)``
+    ``epoch >= warmup_epoch``: ``lr = scheduler(lr0, epoch - warmup_epoch)``
+
+    The inner schedule sees epoch 0 during the whole warm-up and starts counting after it: its epoch 0 is the
+    run's epoch ``warmup_epoch``. A cosine that shall end with a run of 100 epochs after a warm-up of 5 is
+    ``get_cosine_func(95)``.
+
+    With ``start=0`` the rate at epoch 0 is zero. Followed by step that is one step; followed by epoch it is a
+    whole epoch in which nothing is learned, so give a ``start`` such as ``1 / warmup_epoch`` there.
+
+    Args:
+        scheduler: any schedule ``(lr0, epoch) -> lr``; TypeError if it cannot be called.
+        warmup_epoch: the length of the climb in epochs, finite and > 0, else ValueError.
+        start: the first rate as a share of the inner schedule's first one, in [0, 1], else ValueError.
+
+    Example:
+        >>> warm = with_warmup(get_staircase_func(0.5, 10), 4)
+        >>> [warm(0.8, epoch) for epoch in (0, 1, 4, 13, 14)]
+        [0.0, 0.2, 0.8, 0.8, 0.4]
+    """
 
     scheduler: Scheduler
     warmup_epoch: float
@@ -159,59 +228,13 @@ class WarmUp:
         return f"WarmUp(scheduler={inner}, warmup_epoch={self.warmup_epoch!r}, start={self.start!r})"
 
 
-def get_hyperbola_func(decay_rate: float) -> Hyperbola:
-    """Return the hyperbolic (inverse time) decay ``lr = lr0 / (1 + decay_rate * epoch)``.
-
-    Args:
-        decay_rate: per epoch, finite and >= 0, else ValueError; at epoch ``1 / decay_rate`` the rate is half.
-
-    Example:
-        >>> get_hyperbola_func(0.2)
-        Hyperbola(decay_rate=0.2)
-        >>> get_hyperbola_func(0.2)(1e-3, 5)
-        0.0005
-    """
-    return Hyperbola(decay_rate)
-
-
-def get_exponential_func(base: float) -> Exponential:
-    """Return the exponential decay ``lr = lr0 * base**epoch``.
-
-    Args:
-        base: the factor per epoch, in (0, 1], else ValueError.
-
-    Example:
-        >>> get_exponential_func(0.5)(0.8, 3)
-        0.1
-    """
-    return Exponential(base)
-
-
-def get_sqrt_func(k: float) -> InverseSquareRoot:
-    """Return the inverse square root decay ``lr = k * lr0 / sqrt(max(epoch, 1))``.
-
-    Args:
-        k: a factor without unit, finite and > 0, else ValueError. The rate is ``k * lr0`` up to epoch 1.
-
-    Example:
-        >>> get_sqrt_func(1)(0.1, 4)
-        0.05
-    """
-    return InverseSquareRoot(k)
-
-
-def get_staircase_func(factor: float, every: float) -> Staircase:
-    """Return the discrete staircase ``lr = lr0 * factor**floor(epoch / every)``.
-
-    Args:
-        factor: what the rate is multiplied by at each stair, in (0, 1], else ValueError.
-        every: the length of a stair in epochs, finite and > 0, else ValueError.
-
-    Example:
-        >>> [get_staircase_func(0.5, 10)(0.8, epoch) for epoch in (0, 9.9, 10, 25)]
-        [0.8, 0.8, 0.4, 0.2]
-    """
-    return Staircase(factor, every)
+# The chapter's name and its kin.
+get_hyperbola_func = Hyperbola
+get_exponential_func = Exponential
+get_sqrt_func = InverseSquareRoot
+get_staircase_func = Staircase
+get_cosine_func = Cosine
+with_warmup = WarmUp
 
 
 def get_table_func(table: Mapping[float, float]) -> Table:
@@ -229,47 +252,15 @@ def get_table_func(table: Mapping[float, float]) -> Table:
     return Table(tuple(table.items()))
 
 
-def get_cosine_func(total_epoch: float, final: float = 0.0) -> Cosine:
-    """Return the cosine decay from ``lr0`` to ``final * lr0`` at ``total_epoch``, constant from there.
-
-    ``lr = lr0 * (final + (1 - final) * (1 + cos(pi * epoch / total_epoch)) / 2)``
-    (Loshchilov & Hutter, 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts"; here without restart).
-
-    Args:
-        total_epoch: when the decay ends, in epochs, finite and > 0, else ValueError.
-        final: the last rate as a share of ``lr0``, in [0, 1], else ValueError.
-
-    Example:
-        >>> [round(get_cosine_func(100)(0.1, epoch), 6) for epoch in (0, 50, 100, 200)]
-        [0.1, 0.05, 0.0, 0.0]
-    """
-    return Cosine(total_epoch, final)
-
-
-def with_warmup(scheduler: Scheduler, warmup_epoch: float, start: float = 0.0) -> WarmUp:
-    """Return a schedule behind a linear warm-up (Goyal et al., 2017, "Accurate, Large Minibatch SGD").
-
-    ``epoch < warmup_epoch``:  ``lr = (start + (1 - start) * epoch / warmup_epoch) * scheduler(lr0, 0)``
-    ``epoch >= warmup_epoch``: ``lr = scheduler(lr0, epoch - warmup_epoch)``
-
-    The inner schedule sees epoch 0 during the whole warm-up and starts counting after it: its epoch 0 is the
-    run's epoch ``warmup_epoch``. A cosine that shall end with a run of 100 epochs after a warm-up of 5 is
-    ``get_cosine_func(95)``.
-
-    With ``start=0`` the rate at epoch 0 is zero. Followed by step that is one step; followed by epoch it is a
-    whole epoch in which nothing is learned, so give a ``start`` such as ``1 / warmup_epoch`` there.
-
-    Args:
-        scheduler: any schedule ``(lr0, epoch) -> lr``; TypeError if it cannot be called.
-        warmup_epoch: the length of the climb in epochs, finite and > 0, else ValueError.
-        start: the first rate as a share of the inner schedule's first one, in [0, 1], else ValueError.
-
-    Example:
-        >>> warm = with_warmup(get_staircase_func(0.5, 10), 4)
-        >>> [warm(0.8, epoch) for epoch in (0, 1, 4, 13, 14)]
-        [0.0, 0.2, 0.8, 0.8, 0.4]
-    """
-    return WarmUp(scheduler, warmup_epoch, start)
+_SCHEDULES: Mapping[str, Callable[..., Scheduler]] = {
+    kind.__name__.lower(): kind
+    for kind in (Hyperbola, Exponential, InverseSquareRoot, Staircase, Table, Cosine, WarmUp)
+} | {"sqrt": InverseSquareRoot}
+_CONST = "catopt_xp.schedules.const_lr"  # as files have it, wherever the function lives
+_CHOICES = (
+    "choose const, hyperbola(RATE), exponential(BASE), sqrt(K), staircase(FACTOR, EVERY), "
+    "table({EPOCH: LR, ...}), cosine(EPOCHS[, FINAL]) or warmup(SCHEDULE, EPOCHS[, START])"
+)
 
 
 def describe(scheduler: Scheduler) -> str:
@@ -289,14 +280,60 @@ def describe(scheduler: Scheduler) -> str:
         >>> describe(math.fsum)
         'math.fsum'
     """
+    if scheduler is const_lr:
+        return _CONST
     if dataclasses.is_dataclass(scheduler):
         return repr(scheduler)
     named = scheduler if hasattr(scheduler, "__qualname__") else type(scheduler)
     return f"{named.__module__}.{named.__qualname__}"
 
 
+def parse(text: str) -> Scheduler:
+    """Read a schedule from a text, of a checkpoint or of the command line.
+
+    Args:
+        text: what `describe` gives, or the same with names in lower case and arguments in order: ``const``,
+            ``hyperbola(0.2)``, ``exponential(0.95)``, ``sqrt(1)``, ``staircase(0.5, 10)``,
+            ``table({0: 1e-3, 50: 1e-4})``, ``cosine(100)`` or ``cosine(100, 0.1)``; ``warmup(cosine(95), 5)`` or
+            ``warmup(cosine(95), 5, 0.2)`` (schedule, epochs, first share).
+
+    Raises:
+        ValueError: the text is not of a schedule of this module, or a number is out of range; in one line.
+
+    Example:
+        >>> parse("warmup(cosine(95), 5)")
+        WarmUp(scheduler=Cosine(total_epoch=95.0, final=0.0), warmup_epoch=5.0, start=0.0)
+    """
+    try:
+        schedule: Scheduler = _value(ast.parse(str(text).strip(), mode="eval").body)
+        if callable(schedule):
+            return schedule
+        raise ValueError("a value, and no schedule")
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:  # the parser's stack too
+        reason = "it is not written as NAME(NUMBERS)" if isinstance(error, SyntaxError) else error
+        raise ValueError(f"schedule {text!a}: {reason}; {_CHOICES}") from error
+
+
+def _value(node: ast.expr) -> Any:
+    """A schedule or a plain value from its source: our own classes by name, literals, and nothing else."""
+    name = ast.unparse(node.func if isinstance(node, ast.Call) else node)
+    if not isinstance(node, ast.Call):
+        if name in ("const", "const_lr") or (name.startswith("catopt_xp.") and name.endswith(".const_lr")):
+            return const_lr
+        try:
+            return ast.literal_eval(node)
+        except ValueError:
+            raise ValueError(f"{name} is neither a number nor a schedule") from None
+    if name.lower() not in _SCHEDULES:
+        raise ValueError(f"{name} is not a schedule")
+    kind = _SCHEDULES[name.lower()]
+    arguments = [_value(x) for x in node.args], {x.arg: _value(x.value) for x in node.keywords if x.arg}
+    inspect.signature(kind).bind(*arguments[0], **arguments[1])  # its TypeError says what is missing
+    return kind(*arguments[0], **arguments[1])
+
+
 def restore(description: str) -> Scheduler:
-    """The schedule that `describe` described, for a run that goes on from a checkpoint.
+    """The schedule that a checkpoint describes, for a run that goes on from it.
 
     Raises:
         ValueError: the text is not of a schedule of this module: one's own function has to be given again.
@@ -306,109 +343,17 @@ def restore(description: str) -> Scheduler:
         0.0005
     """
     try:
-        schedule: Scheduler = _rebuilt(ast.parse(description, mode="eval").body)
-        if callable(schedule):
-            return schedule
-        raise ValueError("a value, and no schedule")
-    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:  # the parser's stack too
+        return parse(description)
+    except ValueError as error:
         told = description if isinstance(description, str) and description.isprintable() else ascii(description)
         raise ValueError(f"the schedule {told} is none of the library's; pass lr_scheduler again") from error
-
-
-def _rebuilt(node: ast.expr) -> Any:
-    """A schedule or a plain value from its source: our own classes by name, literals, and nothing else."""
-    if ast.unparse(node) in (describe(const_lr), "const_lr"):
-        return const_lr
-    if not isinstance(node, ast.Call):
-        return ast.literal_eval(node)
-    ours = (Hyperbola, Exponential, InverseSquareRoot, Staircase, Table, Cosine, WarmUp)
-    kind = {kind.__name__: kind for kind in ours}.get(ast.unparse(node.func))
-    if kind is None:
-        raise ValueError(f"{ast.unparse(node.func)} is not a schedule")
-    return kind(**{keyword.arg: _rebuilt(keyword.value) for keyword in node.keywords if keyword.arg})
-
-
-def parse(text: str) -> Scheduler:
-    """Read a schedule from the text that the command line takes.
-
-    Args:
-        text: one of ``const``, ``hyperbola:0.2``, ``exponential:0.95``,
-            ``sqrt:1``, ``staircase:0.5,10``, ``table:0=1e-3,50=1e-4``, ``cosine:100`` or ``cosine:100,0.1``;
-            before any of them ``warmup:5+`` or ``warmup:5,0.2+`` (epochs, first share).
-
-    Returns:
-        The schedule.
-
-    Raises:
-        ValueError: an unknown name, a wrong count of numbers, or a number out of range; in one line.
-
-    Example:
-        >>> parse("warmup:5+cosine:100")
-        WarmUp(scheduler=Cosine(total_epoch=100.0, final=0.0), warmup_epoch=5.0, start=0.0)
-    """
-    # A name follows the plus sign of a warm-up, a digit the plus sign of a number such as 1e+3.
-    first, *after_warmup = re.split(r"\+(?=\s*[a-z])", text.strip(), maxsplit=1)
-    name, _, arguments = first.strip().partition(":")
-    if after_warmup and name != "warmup":
-        raise ValueError(f"schedule {text!r}: only a warm-up can stand before a plus sign; {_CHOICES}")
-    inner = parse(after_warmup[0]) if after_warmup else const_lr
-    try:
-        if name == "warmup":
-            return WarmUp(inner, *_numbers(arguments, 1, 2))
-        if name == "const":
-            _numbers(arguments, 0, 0)
-            return const_lr
-        if name == "table":
-            return Table(tuple(_pair(entry) for entry in arguments.split(",")))
-        if name in _FACTORIES:
-            factory, fewest, most = _FACTORIES[name]
-            return factory(*_numbers(arguments, fewest, most))
-    except ValueError as error:
-        raise ValueError(f"schedule {text!r}: {error}; {_CHOICES}") from None
-    raise ValueError(f"schedule {text!r}: unknown name {name!r}; {_CHOICES}")
-
-
-# name -> class, fewest and most numbers
-_FACTORIES: Mapping[str, tuple[Callable[..., Scheduler], int, int]] = {
-    "hyperbola": (Hyperbola, 1, 1),
-    "exponential": (Exponential, 1, 1),
-    "sqrt": (InverseSquareRoot, 1, 1),
-    "staircase": (Staircase, 2, 2),
-    "cosine": (Cosine, 1, 2),
-}
-_CHOICES = (
-    "choose const, hyperbola:RATE, exponential:BASE, sqrt:K, staircase:FACTOR,EVERY, "
-    "table:EPOCH=LR[,EPOCH=LR...], cosine:EPOCHS[,FINAL], or warmup:EPOCHS[,START]+ before one of them"
-)
-
-
-def _numbers(arguments: str, fewest: int, most: int) -> list[float]:
-    fields = arguments.split(",") if arguments else []
-    if not fewest <= len(fields) <= most:
-        wanted = str(fewest) if fewest == most else f"{fewest} to {most}"
-        raise ValueError(f"the count of numbers must be {wanted}, not {len(fields)}")
-    return [_read(field) for field in fields]
-
-
-def _pair(entry: str) -> tuple[float, float]:
-    epoch, equals, rate = entry.partition("=")
-    if not equals:
-        raise ValueError(f"{entry!r} is not EPOCH=LR")
-    return _read(epoch), _read(rate)
-
-
-def _read(field: str) -> float:
-    try:
-        return float(field)
-    except ValueError:
-        raise ValueError(f"{field!r} is not a number") from None
 
 
 def _number(owner: str, name: str, value: float, low: float, high: float = math.inf, above: bool = False) -> float:
     """Return ``value`` as a Python float if it is finite and in [low, high] or, ``above``, (low, high]."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{owner}: {name} must be a number, not {value!r}") from None
     if math.isfinite(number) and low <= number <= high and not (above and number == low):
         return number

@@ -150,7 +150,7 @@ def test_train_leaves_checkpoint_history_and_figure(
 def test_every_flag_of_train_reaches_the_run(arrays: Path, folder: Path) -> None:
     flags = (
         "--hidden 5,4 --activation tanh --dropout 0.1 --dtype float64 --optimizer momentum --learning-rate 0.01"
-        " --schedule hyperbola:0.5 --schedule-by step --weight-decay 0.1 --l2 0.2 --clip-norm 3 --beta 0.8 --nesterov"
+        " --schedule hyperbola(0.5) --schedule-by step --weight-decay 0.1 --l2 0.2 --clip-norm 3 --beta 0.8 --nesterov"
         " --batch-size 7 --accumulate 2 --shuffle once --drop-last --seed 4 --print-interval 2 --early-stopping 9"
         " --checkpoint-every 1 --checkpoint-every-steps 5 --model-name mine --device cpu --engine plain --quiet"
     )
@@ -204,7 +204,7 @@ def test_train_goes_on_from_a_checkpoint(arrays: Path, folder: Path, tmp_path: P
 
 def test_a_resumed_run_takes_absent_flags_from_its_checkpoint(arrays: Path, folder: Path) -> None:
     flags = "--seed 4 --batch-size 7 --shuffle once --drop-last --accumulate 2 --print-interval 2 --quiet"
-    flags += " --schedule-by step --schedule hyperbola:0.5"
+    flags += " --schedule-by step --schedule hyperbola(0.5)"
     assert train(arrays, folder, *flags.split(), epochs=2) == 0
     checkpoint = str(folder / "model_latest.npz")
     before = History.from_json(folder / "model_history.json").run
@@ -596,7 +596,7 @@ def test_plot_refuses_what_it_cannot_draw(tmp_path: Path, capsys: pytest.Capture
         ("train --hidden 30,0", "argument --hidden: '0' is not a whole number of at least 1"),
         ("train --img-shape 224", "argument --img-shape: '224' is not WIDTHxHEIGHT"),
         ("train --model-name a/b", "argument --model-name: 'a/b' is not a plain file name"),
-        ("train --schedule hyperbola", "argument --schedule: schedule 'hyperbola': the count of numbers must be 1"),
+        ("train --schedule hyperbola()", "argument --schedule: schedule 'hyperbola()': missing a required argument"),
         ("train --learning 1", "unrecognized arguments: --learning 1"),
         ("train --device tpu", "device='tpu' is not known"),
         ("evaluate x.npz --device tpu", "device='tpu' is not known"),

@@ -282,11 +282,11 @@ def _command(words: list[str]) -> int:
 
 def words_seeds(folder: Path) -> list[bytes]:
     """Words of command lines, one in a line, and values of flags."""
-    schedule = schedules.describe(schedules.parse("warmup:5,0.2+cosine:100,0.1"))
+    schedule = schedules.describe(schedules.parse("warmup(cosine(100, 0.1), 5, 0.2)"))
     texts = [
-        "warmup:5,0.2+table:0=1e-3,50=1e-4",
-        "hyperbola:0.2",
-        "staircase:0.5,10",
+        "warmup(table({0: 1e-3, 50: 1e-4}), 5, 0.2)",
+        "hyperbola(0.2)",
+        "staircase(0.5, 10)",
         schedule,
         "1.5GB",
         "64x48",

@@ -313,7 +313,7 @@ def mutated_words(data: bytes, rng: random.Random) -> bytes:
     """Text as it is typed: parts replaced by numbers and signs that a parser may stumble over."""
     parts = data.decode("utf-8", "replace").split("\n")
     at = rng.randrange(len(parts))
-    signs = ("e", "+", "-", ",", "=", ":", "x", "_", " ", ".", "(", "warmup:1+", "\0", "\x1b[0m", "٣", "MB")
+    signs = ("e", "+", "-", ",", "=", ":", "x", "_", " ", ".", "(", "warmup(", "\0", "\x1b[0m", "٣", "MB")
     if rng.random() < 0.5:
         cut = rng.randrange(len(parts[at]) + 1)
         inserted = rng.choice((*signs, *map(str, NUMBERS), *(text[:200] for text in TEXTS)))

@@ -233,7 +233,7 @@ def test_saved_and_loaded_in_the_middle_it_goes_on_with_the_same_bits(case: dict
 
 @pytest.mark.parametrize("cls", ALL_OPTIMIZERS)
 def test_every_optimizer_takes_a_schedule(cls: type[BaseOptimizer]) -> None:
-    optimizer = cls(split(GOLDEN["start"]), 0.01, lr_scheduler=parse("hyperbola:0.5"))
+    optimizer = cls(split(GOLDEN["start"]), 0.01, lr_scheduler=parse("hyperbola(0.5)"))
     rates = []
     for _ in range(3):
         rates.append(optimizer.learning_rate)

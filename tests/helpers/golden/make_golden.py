@@ -105,12 +105,12 @@ def schedule_case(text: str, schedule: Callable[[torch.optim.Optimizer], Any], e
 def schedule_cases() -> list[dict[str, Any]]:
     s = torch.optim.lr_scheduler
     return [
-        schedule_case("exponential:0.9", lambda o: s.ExponentialLR(o, 0.9)),
-        schedule_case("staircase:0.5,7", lambda o: s.StepLR(o, 7, 0.5)),
-        schedule_case("cosine:29", lambda o: s.CosineAnnealingLR(o, 29)),
-        schedule_case("cosine:29,0.1", lambda o: s.CosineAnnealingLR(o, 29, eta_min=0.01)),
-        schedule_case("warmup:5,0.25+const", lambda o: s.LinearLR(o, 0.25, 1.0, 5)),
-        schedule_case("warmup:8", lambda o: s.LambdaLR(o, lambda epoch: min(epoch / 8, 1.0))),
+        schedule_case("exponential(0.9)", lambda o: s.ExponentialLR(o, 0.9)),
+        schedule_case("staircase(0.5, 7)", lambda o: s.StepLR(o, 7, 0.5)),
+        schedule_case("cosine(29)", lambda o: s.CosineAnnealingLR(o, 29)),
+        schedule_case("cosine(29, 0.1)", lambda o: s.CosineAnnealingLR(o, 29, eta_min=0.01)),
+        schedule_case("warmup(const, 5, 0.25)", lambda o: s.LinearLR(o, 0.25, 1.0, 5)),
+        schedule_case("warmup(const, 8)", lambda o: s.LambdaLR(o, lambda epoch: min(epoch / 8, 1.0))),
     ]
 
 

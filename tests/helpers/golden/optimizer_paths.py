@@ -135,7 +135,7 @@ def gradient_descent_cases() -> list[dict[str, Any]]:
     def stairs(optimizer: torch.optim.Optimizer) -> Any:
         return lr_scheduler.StepLR(optimizer, 3, 0.5)
 
-    by_stairs = {"lr_scheduler": "staircase:0.5,3"}
+    by_stairs = {"lr_scheduler": "staircase(0.5, 3)"}
     gd = "GradientDescent"
     return [
         case("torch SGD", torch_path(sgd), gd),
@@ -167,8 +167,8 @@ def momentum_cases() -> list[dict[str, Any]]:
         return float(LEARNING_RATE * 0.5 ** (epoch // 3))
 
     ema, corrected = optax.ema(b, debias=False), optax.ema(b, debias=True)
-    by_stairs = {"beta": b, "rate_inside": True, "lr_scheduler": "staircase:0.5,3"}
-    by_exponential = {"beta": b, "lr_scheduler": "exponential:0.8"}
+    by_stairs = {"beta": b, "rate_inside": True, "lr_scheduler": "staircase(0.5, 3)"}
+    by_exponential = {"beta": b, "lr_scheduler": "exponential(0.8)"}
     look_ahead_decayed = torch_path(nesterov, weight_decay=0.1)
     look_ahead = {"beta": b, "nesterov": True}
     m = "Momentum"
@@ -205,7 +205,7 @@ def rmsprop_cases() -> list[dict[str, Any]]:
     given = {"beta": b, "eps": eps}
     outside = {**given, "eps_mode": "outside"}
     outside_raw = {**outside, "correct_param": False}
-    by_cosine = {**outside_raw, "lr_scheduler": "cosine:10,0.1"}
+    by_cosine = {**outside_raw, "lr_scheduler": "cosine(10, 0.1)"}
     inside_raw = {**given, "correct_param": False}
     folded = torch_path(rmsprop, before_step=fold_the_correction)
     decayed = optax_path(chain(rms(True, True), decoupled(0.1)))
@@ -258,7 +258,7 @@ def adam_cases() -> list[dict[str, Any]]:
     given: dict[str, Any] = {"beta1": b1, "beta2": b2, "eps": eps}
     raw = {**given, "correct_param": False}
     inside, hat = {"eps_mode": "inside"}, {"eps_mode": "hat"}
-    slower = {**given, "lr_scheduler": "hyperbola:0.2"}
+    slower = {**given, "lr_scheduler": "hyperbola(0.2)"}
     slower_w = torch_path(adamw, weight_decay=0.1, schedule=hyperbola)
     clipped = torch_path(adam, clip_norm=0.5)
     clipped_l2 = torch_path(adam, clip_norm=0.5, weight_decay=0.1)
