@@ -1,9 +1,9 @@
 """Measures all that concerns speed on this machine's GPU, in at most nine minutes: tests, ceilings, ours, peers.
 
-The tests marked `gpu` run first. Then the two ceilings are measured, everyone's loss curves are compared, and ours and
-PyTorch and JAX are timed in turns at each batch size; then what explains a distance from the floor, and what a call of
-`train()` takes. The results are written whole after every stage, and the table for the README is printed last. Exit
-status 0 where every stage was done.
+The tests marked `gpu` run first. Then the script measures the two ceilings, compares the loss curves of all contenders,
+and times ours, PyTorch and JAX in turns at each batch size. Then it measures launches and kernels, which explain a
+distance from the floor, and a call of `train()`. The results are written whole after every stage, and the table for the
+README is printed last. The exit status is 0 where every stage was done.
 
     python -m benchmarks.gpu [--out gpu.json] [--quick] [--batch-sizes 8,64] [--resume] [--explore]
     python -m benchmarks.gpu --dry-run          says what would be done, and the floors; needs no GPU
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--deadline", type=positive, default=DEADLINE / 60, help="minutes (default: %(default)g)")
     flags.add_argument("--quick", action="store_true", help="fewer batch sizes and rounds, no torch.compile")
     flags.add_argument("--skip-tests", action="store_true", help="do not run the tests marked gpu first")
-    flags.add_argument("--resume", action="store_true", help="go on with the stages that --out has not as done")
+    flags.add_argument("--resume", action="store_true", help="go on with the stages that are not done in --out")
     flags.add_argument("--explore", action="store_true", help="besides: cache sizes, TF32 peers, compute-sanitizer")
     flags.add_argument("--commit", help="of the code, for the results, where git does not tell")
     flags.add_argument("--dry-run", action="store_true", help="say what would be done, and the floors")
@@ -84,7 +84,7 @@ def dry_run(plan: GpuPlan) -> None:
 
 
 def earlier(file: Path, plan: GpuPlan) -> dict[str, Any]:
-    """The results in a file, to go on with. Raises ValueError where they are of another measurement, OSError."""
+    """The results in a file, to resume. Raises ValueError where they are of another measurement, OSError."""
     results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if results.get("format") != FORMAT or results.get("settings") != plan.settings():
         raise ValueError(f"{file} was measured with other settings; give another --out, or leave --resume out")
@@ -92,7 +92,7 @@ def earlier(file: Path, plan: GpuPlan) -> dict[str, Any]:
 
 
 def measure(plan: GpuPlan, file: Path, resume: bool) -> int:
-    """Runs the stages of a plan; the exit status."""
+    """Runs the stages of a plan, and returns the exit status."""
     clock = Clock(plan.deadline)
     new: dict[str, Any] = {"format": FORMAT, "settings": plan.settings(), "stages": {}}
     results = earlier(file, plan) if resume and file.exists() else new

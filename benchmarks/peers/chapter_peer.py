@@ -1,7 +1,7 @@
-"""The chapter's way, step by step: float64, whole arrays and their temporaries, samples in columns.
+"""The chapter's algorithm as the chapter has it: float64, whole arrays with temporaries, samples in columns.
 
-Written from the formulas alone and kept as slow as they are there: the batch is cut out of the columns of X, the
-gradient of the input is computed and thrown away, and every update makes new arrays.
+It follows the formulas and is not made faster: the batch is cut out of the columns of X, the gradient of the input is
+computed and thrown away, and every update makes new arrays.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ class ChapterPeer(Peer):
             A = activations[k]
             gradients[f"W{k}"] = dZ @ A.T / n
             gradients[f"b{k}"] = np.mean(dZ, axis=1, keepdims=True)
-            dA = self._p[f"W{k}"].T @ dZ  # of the input too, where nobody uses it
+            dA = self._p[f"W{k}"].T @ dZ  # also that of the input, which nobody uses
             dZ = dA * (A > 0.0)
         return gradients, loss
 
     def _change(self, name: str, g: Floats) -> Floats:
-        """What the optimizer takes from a parameter with this gradient."""
+        """The amount that the optimizer subtracts from a parameter with this gradient."""
         rate, t, optimizer = self.workload.rate, self._t, self.workload.optimizer
         if optimizer == "gd":
             return rate * g

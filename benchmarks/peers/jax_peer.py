@@ -1,6 +1,6 @@
 """JAX on the CPU: the set resident as uint8, many steps in one compiled loop, the chapter's rules.
 
-The loop makes as many steps as it is told, up to CHUNK, so that one compiled program does for any number of them.
+The loop makes a given number of steps, up to CHUNK, so that one compiled program serves any number.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from benchmarks.peers.peer import Peer
 from benchmarks.peers.rules import corrections, updated
 from catopt_xp.commands.bench import Rows, Workload
 
-CHUNK = 64  # steps in one call at most; more are no faster
+CHUNK = 64  # steps in one call at most; more steps are no faster
 
 
 class JaxPeer(Peer):
-    """JAX with the chapter's formulas. It takes its threads once in a process, from the first workload.
+    """JAX with the chapter's formulas. A process sets its threads once, for the first contender.
 
-    Raises RuntimeError where an earlier one in this process had other `threads`.
+    Raises RuntimeError where an earlier contender in this process had another number of `threads`.
     """
 
     name = "jax"
@@ -67,7 +67,7 @@ class JaxPeer(Peer):
 def initial_state(workload: Workload) -> tuple[Any, Any, Any, np.float32]:
     """Parameters and two moving averages, by name, and the number of updates so far, on the host.
 
-    Each array is one of its own: all are given away to the loop that updates them.
+    No two share memory: all are donated to the loop that updates them.
     """
     weights = {name: np.asarray(values, np.float32) for name, values in workload.weights().items()}
     first, second = ({name: np.zeros_like(values) for name, values in weights.items()} for _ in range(2))
@@ -75,7 +75,7 @@ def initial_state(workload: Workload) -> tuple[Any, Any, Any, np.float32]:
 
 
 def _take_threads(threads: int) -> None:
-    """Lets JAX use so many threads, which it asks for once, when it starts."""
+    """Sets the number of threads of JAX, which reads it once, when it starts."""
     if os.environ.setdefault("NPROC", str(threads)) != str(threads):
         started = os.environ["NPROC"]
         raise RuntimeError(f"JAX runs on {started} threads in this process (NPROC), {threads} are asked: start anew")
@@ -84,7 +84,7 @@ def _take_threads(threads: int) -> None:
 def _steps(
     state: Any, X: Any, Y: Any, rows: Any, count: Any, *, layers: int, optimizer: str, rate: float
 ) -> tuple[Any, Any]:
-    """One update for each of the first `count` rows of `rows` (CHUNK, n); the new state, and the losses (CHUNK,)."""
+    """Makes an update for each of the first `count` rows of `rows` (CHUNK, n); returns state and losses (CHUNK,)."""
 
     def step(k: Any, carried: tuple[Any, Any]) -> tuple[Any, Any]:
         (parameters, first, second, t), losses = carried

@@ -1,4 +1,4 @@
-"""The chapter's update rules as the peers write them: whole arrays of any library, one line a number."""
+"""The chapter's update rules for whole arrays of any library, as the peers compute them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RMSPROP_EPS, ADAM_EPS = 1e-6, 1e-8
 
 
 def corrections(t: Any, optimizer: str) -> tuple[Any, Any]:
-    """What the averages of g and of g*g are divided by at update number `t`, from 1; a number or an array of them.
+    """The divisors of the averages of g and of g*g at update number `t`, from 1; `t`: a number or an array.
 
     >>> corrections(1, "rmsprop")[1] == 1 - 0.9
     True
@@ -26,7 +26,7 @@ def corrections(t: Any, optimizer: str) -> tuple[Any, Any]:
 def updated(
     p: Any, g: Any, first: Any, second: Any, divisors: Any, optimizer: str, rate: float, sqrt: Callable[[Any], Any]
 ) -> tuple[Any, Any, Any]:
-    """Parameter and moving averages (of g, of g*g) after an update; a rule that has none hands them back.
+    """The parameter and its moving averages (of g, of g*g) after an update; a rule without averages keeps them.
 
     `p`, `g`, `first`, `second`: arrays of one shape; `divisors`: `corrections` of this update; `optimizer`: a name of
     `OPTIMIZERS`; `rate`: per step; `sqrt`: the library's.
@@ -50,7 +50,7 @@ def updated(
 
 
 def correction_table(start: int, steps: int, optimizer: str) -> NDArray[np.float32]:
-    """`corrections` of the updates after `start` of them, (steps, 2): a program that reads them need not make them.
+    """A table of `corrections` for the updates after the first `start`, (steps, 2), for programs that only read them.
 
     >>> correction_table(0, 2, "gd").tolist()
     [[1.0, 1.0], [1.0, 1.0]]

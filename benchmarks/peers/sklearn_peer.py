@@ -1,8 +1,7 @@
 """scikit-learn's MLPClassifier, the set as float32.
 
-`partial_fit` with the rows in their order, not shuffled again, makes one update per mini-batch and keeps its optimizer
-between calls. Some mini-batches go into each call, and checks of the input are off, so that a step costs what it costs
-inside `fit`.
+`partial_fit` takes the rows in their order, makes one update per mini-batch, and keeps its optimizer between calls. A
+call gets several mini-batches, and checks of the input are off, so that a step costs as much as inside `fit`.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class SklearnPeer(Peer):
         self._start()
 
     def _start(self) -> None:
-        """The network's arrays come to be in a first call; then they get the initial weights, and a new optimizer."""
+        """Makes the network's arrays by a first call, and gives them the initial weights and a new optimizer."""
         net = self._net
         self._call([np.arange(1)])
         weights = self.workload.weights()
@@ -51,7 +50,7 @@ class SklearnPeer(Peer):
         net.batch_losses.clear()
 
     def _make(self, batches: list[Rows]) -> None:
-        # Within a call all mini-batches are equally long, but for the last.
+        # All mini-batches of a call have one length, but for the last.
         for size, equal in groupby(batches, len):
             run, at_once = list(equal), max(1, ROWS_PER_CALL // size)
             for start in range(0, len(run), at_once):
@@ -61,7 +60,7 @@ class SklearnPeer(Peer):
 
     def _call(self, batches: list[Rows]) -> None:
         rows = np.concatenate(batches)
-        X = self._X.take(rows, axis=0, out=self._buffer[: len(rows)], mode="clip")  # no copy of the copy
+        X = self._X.take(rows, axis=0, out=self._buffer[: len(rows)], mode="clip")  # "clip" avoids a second copy
         self._net.batch_size = len(batches[0])
         with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
             self._net.partial_fit(X, self._y[rows], classes=np.arange(2))
@@ -71,7 +70,7 @@ class SklearnPeer(Peer):
 
 
 class _NotingMLP(MLPClassifier):  # type: ignore[misc]
-    """Notes the loss of every mini-batch, which `fit` and `partial_fit` only sum up."""
+    """Keeps the loss of every mini-batch; `fit` and `partial_fit` only sum them up."""
 
     batch_losses: list[float]
 

@@ -25,7 +25,7 @@ class TorchPeer(Peer):
         self.convention = convention_of(workload)
         self._X = torch.from_numpy(floats(workload))  # (m, n_x)
         self._Y = torch.from_numpy(workload.targets().astype("float32").reshape(-1, 1))  # (m, 1)
-        # One place for every batch: new memory of this size would come from the system, step by step.
+        # All batches use one buffer: new memory of this size would come from the system in every step.
         self._batch = torch.empty(min(workload.batch_size, workload.m), workload.n_x)
         self._network = torch_network(workload)
         self._loss = nn.BCEWithLogitsLoss()
@@ -61,9 +61,9 @@ def torch_network(workload: Workload) -> Any:
 
 
 def torch_optimizer(network: Any, workload: Workload, fused: bool, capturable: bool = False) -> Any:
-    """PyTorch's optimizer of a workload: its single-pass implementation where `fused`, or else its default one.
+    """PyTorch's optimizer of a workload, in its single-pass implementation where `fused`, else in its default one.
 
-    `capturable`: for a CUDA graph. RMSprop has no fused implementation, and always its own convention.
+    `capturable`: for a CUDA graph. RMSprop has no fused implementation, and always PyTorch's convention.
     """
     parameters, rate, one_pass = network.parameters(), workload.rate, True if fused else None
     if workload.optimizer == "gd":

@@ -1,7 +1,8 @@
-"""Who is timed on a GPU, by name: our engines, and PyTorch and JAX with the set resident as uint8 or float32.
+"""Everyone who is timed on a GPU, by name: our engines, and PyTorch and JAX with the set resident as uint8 or float32.
 
-Every one trains whole epochs of the same rows in the same order from the same weights, and brings the losses to the
-host after each. All multiply in float32; those marked `rounded` round factors to TF32, and are compared with nobody.
+Each trains whole epochs of the same rows in the same order from the same weights, and brings the losses to the host
+after each epoch. All multiply in float32, but for entries marked `rounded`: they round factors to TF32, and their times
+are not compared with the others.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ OURS, PEERS = "ours", "peers"
 class EngineEpochs(EpochContender):
     """An engine of this library on any device.
 
-    `make`: the engine's class, or what makes one of the same arguments; `backend`: the device; `convention`: as for
+    `make`: the engine's class, or a function with its arguments; `backend`: the device; `convention`: as for
     `OurEngine`. Raises RuntimeError naming what the panel engine cannot do, where `make` is one of its classes.
 
     >>> ours = EngineEpochs(PlainEngine, Workload(n_x=12, m=10, batch_size=4), get_backend("cpu"))
@@ -46,7 +47,7 @@ class EngineEpochs(EpochContender):
         super().__init__(workload, thread_count())
         self.backend, self.convention = backend, convention
         network = workload.network().to(backend)
-        beta = {"beta": 0.9} if workload.optimizer == "rmsprop" else {}  # that of every contender
+        beta = {"beta": 0.9} if workload.optimizer == "rmsprop" else {}  # all contenders have this one
         kind = OPTIMIZERS[workload.optimizer][0]
         optimizer = kind.preset(convention, network.save(), workload.rate, **beta)
         samples, targets = backend.asarray(workload.pixels()), backend.asarray(workload.targets())
@@ -75,11 +76,12 @@ class EngineEpochs(EpochContender):
 
 @dataclass(frozen=True)
 class Entry:
-    """One who is timed.
+    """How to make a contender, and where its time goes.
 
-    `family`: the process that holds it, so that one that hangs takes no other with it; `column`: of the table, in
-    which the fastest of several stands; `make`: from a workload and a device ("cuda" or "cpu"); `library`: what it
-    needs; `side`: OURS or PEERS; `explored`: it is timed on request alone; `rounded`: it computes something coarser.
+    `family`: the process that holds it; families are apart, so that one that hangs does not stop the others; `column`:
+    its column of the table, which shows the fastest of several; `make`: takes a workload and a device ("cuda" or
+    "cpu"); `library`: what it needs; `side`: OURS or PEERS; `explored`: it is timed only on request; `rounded`: its
+    products are coarser.
     """
 
     family: str
@@ -154,7 +156,7 @@ COLUMNS: tuple[str, ...] = tuple(dict.fromkeys(entry.column for entry in GPU_CON
 
 
 def missing_library(name: str) -> str | None:
-    """What one of GPU_CONTENDERS needs and is not installed, as a phrase, or None.
+    """The library that a contender needs and that is not installed, as a phrase, or None.
 
     >>> missing_library("plain") in (None, "cupy is not installed")
     True

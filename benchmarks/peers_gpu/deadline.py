@@ -1,7 +1,7 @@
-"""Stages of a long measurement, one after the other within a deadline; what is measured is never lost.
+"""Stages of a long measurement, one after the other within a deadline; results are never lost.
 
-A stage fills a dictionary while it works. When it ends, or fails, or its time is over, the results are written whole,
-with the reason where there is one, and the next stage begins.
+A stage fills a dictionary while it works. When it ends, fails, or runs out of time, the results are written whole with
+the reason, and the next stage begins.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 from benchmarks.peers_gpu.worker import OutOfTime, end_group, one_line
 from catopt_xp.commands.bench import BenchError
 
-LEAST = 3.0  # seconds without which no stage begins
-TAIL = 3000  # characters of a command's output that are kept
+LEAST = 3.0  # no stage begins with fewer seconds left
+TAIL = 3000  # the last characters of a command's output are kept
 DONE = "done"
 
 
@@ -41,7 +41,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the work: at most `seconds` of it; `work` fills the dictionary that it is given."""
+    """A part of the measurement, of at most `seconds`; `work` fills the dictionary that it is given."""
 
     name: str
     seconds: float
@@ -55,7 +55,7 @@ def run_stages(
     write: Callable[[], None],
     say: Callable[[str], None] = print,
 ) -> None:
-    """Runs the stages that `results["stages"]` has not as done; each leaves its status, seconds, data and reason there.
+    """Runs the stages that are not done in `results["stages"]`; each leaves its status, seconds, data and reason there.
 
     `clock`: the limit of all of them; `write`: called after each.
 
@@ -93,10 +93,10 @@ def run_stages(
 def run_command(
     command: Sequence[str], limit: float, folder: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
-    """A command's exit status and the end of its output, both streams together.
+    """Runs a command; returns its exit status and the end of its output, both streams together.
 
-    `limit`: seconds after which it is ended, with what it started; `environment`: added to ours. Raises OutOfTime with
-    the end of the output, BenchError where there is no such command.
+    `limit`: seconds after which it is ended, together with what it started; `environment`: added to ours. Raises
+    OutOfTime with the end of the output, BenchError where there is no such command.
 
     >>> run_command(["echo", "hello"], 10)
     (0, 'hello')

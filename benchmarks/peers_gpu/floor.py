@@ -1,4 +1,4 @@
-"""What an epoch must move and multiply on a GPU, and how fast this GPU does either.
+"""What an epoch must move and multiply on a GPU, and how fast this GPU does both.
 
 Bytes: a step reads and writes the first layer's weights and moments once, and reads its pixels twice, once for the
 product and once for the gradient. Operations: each sample times the first layer, forward and for the gradient; on the
@@ -19,13 +19,13 @@ from catopt_xp.commands.bench import Workload, operations, state_bytes
 from catopt_xp.commands.floor import NUMBERS, READ_AND_WRITTEN, STATE_ARRAYS
 
 TERMS = 3  # half-precision numbers that make up a float32 one
-COPY_BYTES = 4 << 30  # of the array that is copied, at most
-SIDE = 8192  # of the square matrices that are multiplied
-REPEATS = 10  # the best one counts
+COPY_BYTES = 4 << 30  # bytes of the array that is copied, at most
+SIDE = 8192  # rows of the square matrices that are multiplied
+REPEATS = 10  # repeats, of which the best one counts
 
 
 def epoch_bytes(work: Workload, sample_bytes: int = 1) -> int:
-    """The fewest bytes of an epoch; `sample_bytes`: of a pixel as it lies on the device.
+    """The fewest bytes that an epoch moves; `sample_bytes`: bytes of a pixel on the device.
 
     >>> [round(epoch_bytes(Workload(batch_size=size)) / 4.3e9, 2) for size in (8, 64, 128, 2000)]  # ms at 4.3 TB/s
     [6.44, 0.95, 0.54, 0.17]
@@ -34,7 +34,7 @@ def epoch_bytes(work: Workload, sample_bytes: int = 1) -> int:
 
 
 def step_bytes(work: Workload, sample_bytes: int = 1) -> int:
-    """The fewest bytes of a step whose batch and the following one are whole.
+    """The fewest bytes that a step moves, where its batch and the following one are whole.
 
     >>> step_bytes(Workload(batch_size=64)) / 1e6
     127.647744
@@ -44,7 +44,7 @@ def step_bytes(work: Workload, sample_bytes: int = 1) -> int:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a GPU was measured to do.
+    """The measured speeds of a GPU.
 
     `bandwidth`: bytes read and written per second; `float32`: operations of float32 products per second; `float16`:
     those of half-precision products with float32 sums, which are the tensor cores'.
@@ -56,7 +56,7 @@ class Ceilings:
 
     @classmethod
     def from_json(cls, measured: Mapping[str, Any]) -> Ceilings | None:
-        """From what `measure_bandwidth` and `measure_products` left, or None where one of them is missing.
+        """Makes them from the results of `measure_bandwidth` and `measure_products`; None where one is missing.
 
         >>> Ceilings.from_json({"bandwidth": {"copy": 3e12, "in_place": 2e12}}) is None
         True
@@ -84,9 +84,9 @@ class Ceilings:
 
 
 def device_seconds(backend: Backend, queue: Callable[[], None], repeats: int, stream: Any = None) -> list[float]:
-    """Seconds on the GPU of each of some repeats of the work that `queue` queues, after one to warm up.
+    """Times the work that `queue` queues, on the GPU; returns the seconds of each repeat after one to warm up.
 
-    `backend`: a GPU's; `stream`: on which it is queued, None: the current one.
+    `backend`: the GPU; `stream`: where the work is queued, None takes the current stream.
     """
     with backend.activate():
         cuda = backend.xp.cuda
@@ -103,8 +103,10 @@ def device_seconds(backend: Backend, queue: Callable[[], None], repeats: int, st
 
 
 def measure_bandwidth(backend: Backend) -> dict[str, float]:
-    """Bytes read and written per second: of a large copy, of an in-place pass over three large arrays as an update is,
-    and of such a pass over arrays of the first layer's size, of which the cache holds a part.
+    """Measures bytes read and written per second of three kinds of work.
+
+    `copy`: a large copy; `in_place`: a pass over three large arrays, as an update makes; `in_place_state`: such a pass
+    over arrays of the first layer's size, which the cache holds in part.
     """
     with backend.activate():
         size = min(COPY_BYTES, backend.free_memory() // 4) // 4  # float32 numbers
@@ -133,8 +135,9 @@ def _passed(backend: Backend, size: int) -> float:
 
 
 def measure_products(backend: Backend, dtype: str) -> float:
-    """Operations per second of a large matrix product of random numbers; `dtype`: float32, or float16 for the tensor
-    cores (its sums are float32).
+    """Measures operations per second of a large matrix product of random numbers.
+
+    `dtype`: float32, or float16 for the tensor cores, whose sums are float32.
     """
     xp = backend.xp
     random = np.random.Generator(np.random.PCG64(0)).random((SIDE, SIDE), dtype=np.float32) - np.float32(0.5)

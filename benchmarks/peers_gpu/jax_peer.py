@@ -50,7 +50,7 @@ class JaxScan(EpochContender):
         self._compiled = program.lower(self._state, self._X, self._Y, *shapes).compile()
 
     def _numbers(self, epoch: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
-        """Of an epoch: the rows of the whole batches (steps, batch size), those that are left, and the corrections."""
+        """An epoch's rows of whole batches (steps, batch size), its other rows, and its corrections."""
         order, size, steps = self.order(epoch).astype(np.int32), self.slices[0].stop, self.workload.batches
         whole = len(order) // size * size
         table = correction_table(epoch * steps, steps, self.workload.optimizer)
@@ -79,7 +79,7 @@ def _epoch(
     precision: Any,
     unroll: int,
 ) -> tuple[Any, Any]:
-    """One update for each row of `whole` (steps, n), and one for `rest` (its samples), if it has any."""
+    """Makes one update for each row of `whole` (steps, n), and one for the samples in `rest`, if there are any."""
 
     def step(carried: Any, numbers: Any) -> tuple[Any, Any]:
         (parameters, first, second), (rows, divisors) = carried, numbers

@@ -1,4 +1,4 @@
-"""What the processes of the GPU benchmark do, job by job; each answers with plain numbers and texts."""
+"""The jobs that the processes of the GPU benchmark do; each returns plain numbers and texts."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ KERNELS = {"panels": CudaEngine, "panels-cores": CoresEngine}
 
 
 class GpuJobs:
-    """The jobs of one process, on `device`: "cuda", or "cpu" for a rehearsal of those that need no GPU.
+    """The jobs of one process on `device`: "cuda", or "cpu" to rehearse those that need no GPU.
 
-    Workloads come and go as dictionaries of their fields.
+    Workloads are passed as dictionaries of their fields.
 
     >>> jobs, work = GpuJobs("cpu"), dataclasses.asdict(Workload(n_x=12, m=10, batch_size=4))
     >>> jobs.make("plain", work)["versions"]["catopt_xp"] != ""
@@ -59,7 +59,7 @@ class GpuJobs:
     # --- contenders ---------------------------------------------------------------------------------------------------
 
     def make(self, name: str, work: Mapping[str, Any]) -> dict[str, Any]:
-        """Makes one of GPU_CONTENDERS, in place of an earlier one of that name; how long it took, what computes."""
+        """Makes a contender, in place of an earlier one of that name; returns the seconds that took, and versions."""
         self._contenders.pop(name, None)
         start = time.perf_counter()
         contender = GPU_CONTENDERS[name].make(_workload(work), self.device)
@@ -68,14 +68,14 @@ class GpuJobs:
         return made | {"convention": contender.convention}
 
     def losses(self, name: str, epochs: int) -> list[float]:
-        """The losses of all steps so far, once so many more epochs are made."""
+        """Makes some more epochs, and returns the losses of all steps so far."""
         contender = self._contenders[name]
         contender.steps(epochs * contender.workload.batches)
         losses: list[float] = contender.losses().tolist()
         return losses
 
     def turn(self, name: str, epochs: int) -> float:
-        """Seconds of an epoch, the mean of so many; one before them is not timed."""
+        """Mean seconds of some epochs, after one that is not timed."""
         contender = self._contenders[name]
         contender.steps(contender.workload.batches)
         gc.disable()
@@ -87,7 +87,7 @@ class GpuJobs:
             gc.enable()
 
     def drop(self, *names: str) -> None:
-        """Gives the memory of contenders back; without names, of all."""
+        """Gives back the memory of contenders; without names, of all."""
         for name in names or tuple(self._contenders):
             self._contenders.pop(name, None)
         gc.collect()
@@ -99,7 +99,7 @@ class GpuJobs:
                 torch.cuda.empty_cache()
 
     def reference(self, work: Mapping[str, Any], epochs: int, device: str) -> list[float]:
-        """Losses of the plain engine in float64, which the others are held to; `device`: where it runs."""
+        """Losses of the plain engine in float64, with which the others are compared; `device`: where it runs."""
         exact = dataclasses.replace(_workload(work), dtype="float64")
         plain = EngineEpochs(PlainEngine, exact, get_backend(device, strict_device=True))
         plain.steps(epochs * exact.batches)
@@ -157,11 +157,13 @@ class GpuJobs:
     # --- what a user waits for ----------------------------------------------------------------------------------------
 
     def first_steps(self, work: Mapping[str, Any]) -> dict[str, float]:
-        """Seconds from nothing to a first epoch, in a process that has made nothing yet: `device` (CuPy, its probe),
-        `set` (moved there), `engine` (its check, and kernels compiled or loaded), `first_epoch`, `second_epoch`.
+        """Seconds to a first epoch in a process that has made nothing yet, by part.
+
+        `device`: CuPy and its probe; `set`: moved to the device; `engine`: its check, and kernels compiled or loaded;
+        `first_epoch`, `second_epoch`.
         """
         workload, laps = _workload(work), Laps()
-        pixels = workload.pixels()  # drawn here, read from a file elsewhere: no part of this
+        pixels = workload.pixels()  # drawn here, but read from a file elsewhere, so not timed
         laps.end("")
         backend = self._backend()
         laps.end("device")
@@ -184,7 +186,7 @@ class GpuJobs:
         return laps.seconds
 
     def train(self, epochs: int, **options: Any) -> dict[str, Any]:
-        """One call of `train` on the drawn set at batch 64, and where its time went; `options`: for it, besides.
+        """Calls `train` on the drawn set at batch 64, and returns where its time went; `options`: for that call.
 
         A call of one epoch comes first, so that the drawn set and the kernels are in their caches.
         """
@@ -235,7 +237,7 @@ class Laps:
         self._start = time.perf_counter()
 
     def end(self, name: str) -> None:
-        """Ends the lap that runs, under this name, and begins the next."""
+        """Ends the current lap under this name, and begins the next."""
         now = time.perf_counter()
         self.seconds[name], self._start = now - self._start, now
 

@@ -1,7 +1,7 @@
 """Where the time of the panel engine's steps goes on a GPU: launches, graph nodes, each kernel, memory.
 
-An epoch's time against the floor says how much is lost; this says where: what a launch and a graph's node cost with
-nothing in them, how long each kernel of a step takes by itself, and how long the host queues, waits and is waited for.
+An epoch's time against the floor says how much is lost. This module says where: the cost of an empty launch and of an
+empty node of a graph, the time of each kernel of a step alone, and how long the host queues and waits.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ Launch = tuple[str, Sequence[int], int, Sequence[Any], int]
 
 LAST = "advance"  # the launch that ends a chunk of steps
 NOTHING = 'extern "C" __global__ void nothing(int) {}'
-LAUNCHES = 1000  # of a kernel that does nothing
-LEAST_LAUNCHES = 16  # of a kernel in a graph that is timed
+LAUNCHES = 1000  # launches of a kernel that does nothing
+LEAST_LAUNCHES = 16  # launches of a kernel in a graph that is timed
 REPEATS = 11
-SECONDS, MOST_EPOCHS = 0.2, 200  # of the epochs that are watched
+SECONDS, MOST_EPOCHS = 0.2, 200  # how long epochs are watched, at most so many
 PLAIN_EPOCHS = 5
 
 
 class WatchedDevice(CupyDevice):
-    """A GPU whose compiled kernels can be looked at."""
+    """A GPU that tells about its compiled kernels."""
 
     def facts(self, kernel: str) -> dict[str, int]:
-        """Registers of a thread of a kernel, and the bytes that it keeps in local memory."""
+        """The registers and the bytes of local memory of a thread of a kernel."""
         function = self._kernels[kernel]
         return {"registers": function.num_regs, "local_bytes": function.local_size_bytes}
 
 
 class Recorder:
-    """A `Device` over another: it keeps what the first chunk of steps launches, and adds up how long the host waits."""
+    """Wraps a `Device`: records what the first chunk of steps launches, and adds up how long the host waits."""
 
     def __init__(self, device: Any) -> None:
         self.device = device
@@ -65,7 +65,7 @@ class Recorder:
 
     def upload(self, array: Array, values: NDArray[Any]) -> None:
         if not self.whole:
-            self.launches.clear()  # they prepared the chunk, and are no part of it
+            self.launches.clear()  # these launches only prepared the chunk
             self.uploads.append((array, np.array(values)))
         self.device.upload(array, values)
 
@@ -89,13 +89,13 @@ class Recorder:
 
     @property
     def kernels(self) -> list[str]:
-        """Of a step, by name."""
+        """The names of a step's kernels."""
         return list(dict.fromkeys(launch[0] for launch in self.launches))
 
     def again(self, kernels: Collection[str]) -> tuple[Callable[[], None], int]:
-        """What queues the chunk's launches of some kernels once more, at least LEAST_LAUNCHES of them, and how many.
+        """Captures the chunk's launches of some kernels once more; returns what queues them, and their number.
 
-        The tables that they read are put back to what they were first.
+        There are at least LEAST_LAUNCHES. The tables that the kernels read get their first contents again.
         """
         chosen = [launch for launch in self.launches if launch[0] in kernels]
         chosen *= -(-LEAST_LAUNCHES // len(chosen))
@@ -109,16 +109,16 @@ class Recorder:
         return self.capture(launches), len(chosen)
 
     def facts(self, kernel: str) -> dict[str, Any]:
-        """What the compiler made of a kernel, and what a launch of it asks for."""
+        """What the compiler made of a kernel, and what its launch asks for."""
         _, grid, threads, _, shared = next(launch for launch in self.launches if launch[0] == kernel)
         return {**self.device.facts(kernel), "grid": list(grid), "threads": threads, "shared_bytes": shared}
 
 
 def measure_launches(backend: Backend) -> dict[str, float]:
-    """Seconds that a launch of a kernel with nothing to do takes, by itself and as a node of a graph.
+    """Measures the seconds of a launch of an empty kernel, alone and as a node of a graph.
 
-    `host`: to queue it; `device`: from one to the next on the GPU; `node`, `graph_host`: the same in a graph of
-    LAUNCHES nodes (of it, the host's share is for the whole graph); `upload`: the host's for a copy of four bytes.
+    `host`: the host queues a launch; `device`: the GPU goes from one launch to the next; `node`: the same in a graph of
+    LAUNCHES nodes; `graph_host`: the host queues that whole graph; `upload`: the host queues a copy of four bytes.
     """
     with backend.activate():
         xp = backend.xp
@@ -161,13 +161,13 @@ def _host_seconds(queue: Callable[[], None], stream: Any) -> float:
 def measure_steps(
     work: Workload, backend: Backend, kind: type[CudaEngine] = CudaEngine, device: Any = None
 ) -> dict[str, Any]:
-    """Times of a panel engine's steps, epochs and kernels, in seconds, and the memory in use.
+    """Measures a panel engine's steps, epochs and kernels, in seconds, and the memory in use.
 
     `kernels`: of each kernel the `seconds` of a launch, many in one graph, and what it asks for; `step`: of a step,
     from a graph of whole ones; `epoch`: what an epoch took by the wall clock, on the GPU from its first to its last
     launch, and the host's shares of queueing and waiting; `stream_bandwidth`: the fewest bytes of a step over the time
     of the kernel that moves them; `memory`: after the first epoch and after the last. `device`: where the kernels run,
-    None: the backend's GPU. Raises BenchError where the engine's launches have another form than this knows.
+    None: the backend's GPU. Raises BenchError where the engine's launches have an unknown form.
     """
     with backend.activate():
         recorder = Recorder(WatchedDevice(backend) if device is None else device)
@@ -194,7 +194,7 @@ def measure_steps(
 
 
 def measure_plain(work: Workload, backend: Backend) -> dict[str, float]:
-    """Seconds of an epoch of the plain engine: on the host until all is queued, and on the GPU, medians.
+    """Median seconds of an epoch of the plain engine: on the host until all is queued, and on the GPU.
 
     >>> from catopt_xp.backend.xp import NumpyBackend
     >>> sorted(measure_plain(Workload(n_x=12, m=10, batch_size=4), NumpyBackend()))
@@ -217,7 +217,7 @@ def _each(backend: Backend, recorder: Recorder, kernels: Collection[str]) -> flo
 
 
 def _watch(contender: EngineEpochs, recorder: Recorder) -> tuple[dict[str, float], int]:
-    """Medians over some epochs after the first, seconds of each, and how many epochs that were."""
+    """Watches epochs after the first; returns medians of their seconds by part, and the number of epochs."""
     seen: dict[str, list[float]] = {"wall": [], "device": [], "host_queue": [], "host_wait": []}
     with contender.backend.activate():
         cuda, stream = contender.backend.xp.cuda, recorder.device.stream
@@ -239,7 +239,7 @@ def _watch(contender: EngineEpochs, recorder: Recorder) -> tuple[dict[str, float
 
 
 def memory_in_use(backend: Backend) -> dict[str, int]:
-    """Bytes that CuPy's arrays take, that its pool holds, and that the GPU has free."""
+    """The bytes that CuPy's arrays take, that its pool holds, and that are free on the GPU."""
     with backend.activate():
         pool, (free, _) = backend.xp.get_default_memory_pool(), backend.xp.cuda.runtime.memGetInfo()
         return {"used": pool.used_bytes(), "held": pool.total_bytes(), "free": free}

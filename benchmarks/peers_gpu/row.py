@@ -1,4 +1,4 @@
-"""One batch size: every contender is made and checked in its own process, then all take turns."""
+"""One batch size: each contender is made and checked in its family's process, then all take turns."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from benchmarks.peers_gpu.worker import OutOfTime, Worker
 from catopt_xp.commands.bench import BenchError, Workload, difference
 
 ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
-    "jax": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # else it takes most of the memory, which others need
+    "jax": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # otherwise JAX takes most of the memory, which others need
 }
-FIRST = "panels"  # whom the others are compared with
-CHECKED_STEPS = 12  # at least, whose losses must be the reference's
-TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 5e-2  # of a loss; float32 keeps within 1e-6
-TURNS_SECONDS, TIMING_SHARE = 2.5, 0.3  # kept for each contender's turns, and of a row's time at most
+FIRST = "panels"  # the others are compared with it
+CHECKED_STEPS = 12  # at least so many losses must be the reference's
+TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 5e-2  # relative difference of a loss; float32 stays within 1e-6
+TURNS_SECONDS, TIMING_SHARE = 2.5, 0.3  # kept for the turns of each contender; at most this share of a row's time
 MOST_EPOCHS = 2000  # in a turn
 
 
@@ -55,7 +55,7 @@ class Crew:
         return self.family(GPU_CONTENDERS[contender].family)
 
     def ask(self, family: str, job: str, limit: float, *arguments: Any) -> Any:
-        """As `Worker.ask`, of a family's process, which is ended after a failure: a GPU may be in any state then."""
+        """As `Worker.ask` of a family's process. A failure ends that process: its GPU may be in any state."""
         worker = self.family(family)
         try:
             return worker.ask(job, limit, *arguments)
@@ -75,17 +75,17 @@ class Crew:
 
 
 class Row:
-    """The contenders at one batch size, as far as they come; all that is found out goes into `data`.
+    """The contenders at one batch size. `run` puts all that it finds into `data`, even where it fails.
 
-    `work`: with the batch size; `names`: of GPU_CONTENDERS; `rounds`: how often each has its turn; `seconds`: about how
-    long one is.
+    `work`: with the batch size; `names`: of GPU_CONTENDERS; `rounds`: how many turns each has; `seconds`: about how
+    long a turn is.
     """
 
     def __init__(self, crew: Crew, work: Workload, names: Sequence[str], rounds: int, seconds: float) -> None:
         self.crew, self.work, self.names = crew, work, names
         self.rounds, self.seconds = rounds, seconds
         self._fields = dataclasses.asdict(work)
-        self._start_of: dict[str, int] = {}  # which of its process's starts has a contender
+        self._start_of: dict[str, int] = {}  # the start of its process in which a contender was made
         self._count: dict[str, int] = {}  # epochs in a turn
         self._cost: dict[str, float] = {}  # seconds of a turn, about
 
@@ -107,7 +107,7 @@ class Row:
             raise BenchError(f"nobody was timed: {'; '.join(f'{name}: {why}' for name, why in absent.items())}")
 
     def _reference(self, epochs: int, clock: Clock, data: dict[str, Any]) -> np.ndarray[Any, Any]:
-        """The losses that all are held to: of the plain engine in float64, on the device or else on the CPU."""
+        """The losses of the plain engine in float64, on the device or else on the CPU."""
         try:
             losses = self.crew.ask("ours", "reference", clock.left() / 2, self._fields, epochs, self.crew.device)
         except BenchError as error:
@@ -116,7 +116,7 @@ class Row:
         return np.array(losses)
 
     def _join(self, name: str, epochs: int, reference: np.ndarray[Any, Any], clock: Clock) -> dict[str, Any]:
-        """Makes a contender, checks it, and finds out how many epochs its turns have."""
+        """Makes a contender, checks it, and measures how many epochs fit into a turn."""
         missing = None if self.crew.device == "cpu" else missing_library(name)
         if missing is not None:
             raise BenchError(missing)
@@ -141,7 +141,7 @@ class Row:
         return self.crew.ask(GPU_CONTENDERS[name].family, job, clock.left(), name, epochs)
 
     def _turns(self, clock: Clock, timed: dict[str, Any], absent: dict[str, str]) -> int:
-        """Everyone's turns, round by round, as long as there is time; how many rounds there were."""
+        """Lets all take turns, round by round, while there is time; returns the number of rounds."""
         rounds = 0
         while rounds < self.rounds:
             left = [name for name in timed if name not in absent]
@@ -161,14 +161,14 @@ class Row:
 
     def _turn(self, name: str, clock: Clock, turns: list[float]) -> None:
         worker = self.crew.of(name)
-        if not worker.running or worker.starts != self._start_of[name]:  # it went with another of its family
+        if not worker.running or worker.starts != self._start_of[name]:  # another's failure ended its process
             self._make(name, clock.left())
         turns.append(self._ask(name, "turn", clock, self._count[name]))
 
 
 @contextlib.contextmanager
 def _noted(name: str, absent: dict[str, str]) -> Iterator[None]:
-    """A failure inside takes the contender out, with the reason."""
+    """Notes the reason of a failure inside, which takes the contender out."""
     try:
         yield
     except BenchError as error:

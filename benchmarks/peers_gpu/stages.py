@@ -30,15 +30,15 @@ from catopt_xp.commands.bench import (
 )
 
 REFERENCE = Workload()
-ROOT = Path(__file__).parents[2]  # of a checkout, where the tests are
+ROOT = Path(__file__).parents[2]  # the checkout, which has the tests
 DEADLINE = 540.0  # seconds
 BATCH_SIZES, QUICK_BATCH_SIZES = (8, 64, 128, 2000, 512), (8, 64, 2000)
 ROUNDS, QUICK_ROUNDS = 7, 3
-SECONDS = 0.1  # of a turn
-EXACT = 1e-9  # of a loss: the plain engine in float64 here and on the CPU
+SECONDS = 0.1  # length of a turn
+EXACT = 1e-9  # relative difference of a loss, between the plain engine in float64 here and on the CPU
 TRAIN_EPOCHS = 100
-SIZES = (37632, 75264, 301056, 602112)  # features beside the reference's: its state below and above the cache
-MACHINE = "machine"  # the stage without which there is no other
+SIZES = (37632, 75264, 301056, 602112)  # features: the state is smaller and larger than the cache
+MACHINE = "machine"  # all other stages need this one
 QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu,memory.total"
 SANITIZED = "from benchmarks.peers_gpu.jobs import few_steps; few_steps()"
 
@@ -47,11 +47,11 @@ SANITIZED = "from benchmarks.peers_gpu.jobs import few_steps; few_steps()"
 class GpuPlan:
     """What is done.
 
-    `work`: all but its batch size; `batch_sizes`: in the order in which they come; `deadline`: seconds for everything;
-    `rounds`: turns of each contender; `tests`: whether the tests marked `gpu` run first; `compiled`: whether
-    torch.compile is timed, which takes the longest to make; `explore`: what is of interest to those who work on the
-    kernels; `device`: "cuda", or "cpu" for a rehearsal; `train_options`: for the call of `train`, besides;
-    `commit`: of the code, where the checkout does not tell.
+    `work`: all but its batch size; `batch_sizes`: in the order in which they are timed; `deadline`: seconds for
+    everything; `rounds`: turns of each contender; `tests`: whether the tests marked `gpu` run first; `compiled`: times
+    torch.compile too, which takes the longest to make; `explore`: adds what those who work on the kernels want to
+    know; `device`: "cuda", or "cpu" for a rehearsal; `train_options`: passed to `train`; `commit`: the commit of the
+    code, where the checkout does not tell.
     """
 
     work: Workload = REFERENCE
@@ -70,18 +70,18 @@ class GpuPlan:
         return dataclasses.replace(self.work, batch_size=min(batch_size, self.work.m))
 
     def names(self, compiled: bool = False) -> list[str]:
-        """Who is timed at each batch size: all that need no request, or those of them that are compiled."""
+        """The contenders that are timed without a request: those of torch.compile where `compiled`, else the others."""
         shown = {name: entry for name, entry in GPU_CONTENDERS.items() if not entry.explored}
         return [name for name, entry in shown.items() if (entry.family == "torch.compile") == compiled]
 
     def settings(self) -> dict[str, Any]:
-        """What must be the same for an interrupted measurement to be gone on with."""
+        """What must be the same to resume an interrupted measurement."""
         work = dataclasses.asdict(self.work) | {"batch_size": None, "hidden": list(self.work.hidden)}
         return {"workload": work, "rounds": self.rounds, "device": self.device}
 
 
 def plan_stages(plan: GpuPlan, crew: Crew) -> list[Stage]:
-    """The stages of a plan, what matters most first; their shares may add up to more than the deadline."""
+    """The stages of a plan, the most important first; their limits may add up to more than the deadline."""
     stages = [Stage(MACHINE, 60, partial(_machine, crew, plan))]
     if plan.tests:
         stages.append(Stage("tests", 120, _tests))
@@ -115,7 +115,7 @@ def _machine(crew: Crew, plan: GpuPlan, clock: Clock, data: dict[str, Any]) -> N
 
 
 def nvidia_smi(clock: Clock) -> dict[str, str] | str:
-    """What the driver's own tool says of the first GPU, by name, or why it says nothing."""
+    """What the driver's tool says about the first GPU, by name, or why it says nothing."""
     command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "--id=0"]
     try:
         status, text = run_command(command, min(10.0, clock.left()))
@@ -139,11 +139,11 @@ def _ceilings(crew: Crew, clock: Clock, data: dict[str, Any]) -> None:
     data["bandwidth"] = crew.ask("ours", "bandwidth", clock.left())
     for dtype in ("float32", "float16"):
         data[dtype] = crew.ask("ours", "products", clock.left(), dtype)
-    data["nvidia-smi"] = nvidia_smi(clock)  # the clocks of a GPU at work
+    data["nvidia-smi"] = nvidia_smi(clock)  # its clocks, while it is at work
 
 
 def _agreement(crew: Crew, plan: GpuPlan, clock: Clock, data: dict[str, Any]) -> None:
-    """Everyone on a small workload against the plain engine in float64 on the CPU, ours twice for the same bits."""
+    """Compares everyone with the plain engine in float64 on the CPU, on a small workload. Ours run twice."""
     work = small_workload()
     fields, exact = dataclasses.asdict(work), reference_losses(work, thread_count())
     epochs = len(exact) // work.batches
@@ -161,7 +161,7 @@ def _agreement(crew: Crew, plan: GpuPlan, clock: Clock, data: dict[str, Any]) ->
             for _ in range(2 if entry.side == OURS else 1):
                 crew.ask(family, "make", clock.left(), name, fields)
                 crew.ask(family, "losses", clock.left(), name, epochs - 1)
-                runs.append(crew.ask(family, "losses", clock.left(), name, 1))  # it goes on where it ended
+                runs.append(crew.ask(family, "losses", clock.left(), name, 1))  # goes on where the first call ended
             agreed[name] = difference(name, np.array(runs[0]), exact)
         except BenchError as error:
             absent[name] = str(error)
@@ -180,7 +180,7 @@ def _row(crew: Crew, plan: GpuPlan, size: int, names: Sequence[str], clock: Cloc
 
 
 def _kernels(crew: Crew, plan: GpuPlan, clock: Clock, data: dict[str, Any]) -> None:
-    """A launch by itself, the plain engine's epochs, and the kernels of both panel engines at each batch size."""
+    """Measures a launch, the plain engine's epochs, and the kernels of both panel engines at each batch size."""
     data["launches"] = crew.ask("ours", "launches", clock.left())
     data["plain"] = {
         str(size): crew.ask("ours", "plain_epoch", clock.left(), dataclasses.asdict(plan.workload(size)))
@@ -191,7 +191,7 @@ def _kernels(crew: Crew, plan: GpuPlan, clock: Clock, data: dict[str, Any]) -> N
 
 
 def _sizes(crew: Crew, plan: GpuPlan, clock: Clock, data: dict[str, Any]) -> None:
-    """The panel engine at the first batch size, with fewer and more features: its state fits the cache, or does not."""
+    """Measures the panel engine with fewer and more features: its state fits into the cache, or does not."""
     small = plan.workload(plan.batch_sizes[0])
     cases = [(FIRST, dataclasses.replace(small, n_x=n_x)) for n_x in (*SIZES, small.n_x)]
     _measure_steps(crew, cases, clock, data)
@@ -213,7 +213,7 @@ def _measure_steps(crew: Crew, cases: Sequence[tuple[str, Workload]], clock: Clo
 
 
 def _start_up(plan: GpuPlan, clock: Clock, data: dict[str, Any]) -> None:
-    """The first epoch in two new processes: nothing compiled yet, and then all of it in CuPy's cache."""
+    """Times the first epoch in two new processes: with nothing compiled, then with all in CuPy's cache."""
     with tempfile.TemporaryDirectory(prefix="catopt_xp-cache-") as cache:
         for name in ("cold", "warm"):
             with Worker(partial(GpuJobs, plan.device), {"CUPY_CACHE_DIR": cache}) as worker:
@@ -226,7 +226,7 @@ def _train(plan: GpuPlan, clock: Clock, data: dict[str, Any]) -> None:
 
 
 def _sanitizer(tool: str, clock: Clock, data: dict[str, Any]) -> None:
-    """NVIDIA's checker of memory accesses, or of races, over a few steps of both panel engines."""
+    """Runs NVIDIA's checker of memory accesses or of races over a few steps of both panel engines."""
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "99", sys.executable, "-c", SANITIZED]
     status, text = run_command(command, clock.left(), ROOT, {"PYTHONPATH": str(ROOT)})
     data |= {"status": status, "output": text}

@@ -12,7 +12,7 @@ from benchmarks.peers_gpu.row import FIRST
 from benchmarks.peers_gpu.stages import MACHINE
 from catopt_xp.commands.bench import Workload
 
-KINDS = ("batch", "compiled", "explored")  # of the stages that time contenders at a batch size, as they are named
+KINDS = ("batch", "compiled", "explored")  # first words of the names of stages that time contenders
 HEADS = ("batch size", FIRST, "floor", "of the floor", *COLUMNS[1:], "best peer")
 NONE = "–"
 
@@ -43,7 +43,7 @@ def rows_of(results: Results) -> list[dict[str, Any]]:
 
 
 def data_of(results: Results, stage: str) -> dict[str, Any]:
-    """What a stage found out, as far as it came; nothing where it has not begun."""
+    """What a stage found, also where it did not reach its end; empty where it has not begun."""
     data: dict[str, Any] = results["stages"].get(stage, {}).get("data", {})
     return data
 
@@ -64,13 +64,13 @@ def _best_peer(timed: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def report(results: Results) -> str:
-    """All of it, the table last."""
+    """The whole report, with the table last."""
     blocks = [_faults(results), _measured(results), _where(results), table(results).splitlines()]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines)
 
 
 def table(results: Results) -> str:
-    """The table, in Markdown; empty where nobody was timed."""
+    """The table in Markdown; empty where nothing was timed."""
     rows = rows_of(results)
     if not any(row["contenders"] for row in rows):
         return ""
@@ -123,7 +123,7 @@ def ms(seconds: float) -> str:
 
 
 def us(seconds: float) -> str:
-    """Seconds as microseconds, with one digit behind the point.
+    """Seconds as microseconds, with one decimal.
 
     >>> us(1.234e-05)
     '12.3 us'
@@ -132,7 +132,7 @@ def us(seconds: float) -> str:
 
 
 def _faults(results: Results) -> list[str]:
-    """Stages that did not come to their end, and contenders that were not timed."""
+    """The stages that did not reach their end, and the contenders that were not timed."""
     lines = []
     for name, stage in results["stages"].items():
         if stage["status"] != DONE:
@@ -143,7 +143,7 @@ def _faults(results: Results) -> list[str]:
 
 
 def _measured(results: Results) -> list[str]:
-    """The ceilings, and what a user waits for."""
+    """The ceilings, and the times that a user waits."""
     lines, ceilings = [], data_of(results, "ceilings")
     tests = data_of(results, "tests")
     if "summary" in tests:

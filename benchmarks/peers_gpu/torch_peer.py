@@ -1,7 +1,7 @@
 """PyTorch on a GPU: step by step, its steps in CUDA graphs, and compiled by Inductor.
 
-The set lies on the device as uint8, and each batch is gathered and converted there, or as float32. Where a graph or a
-compiled program reads the rows of an epoch, they lie in one tensor that is written before it.
+The set is on the device, as float32 or as uint8; then each batch is gathered and converted there. A graph or a compiled
+program reads the rows of an epoch from one tensor, which is written before the epoch.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from catopt_xp.backend.machine import thread_count
 from catopt_xp.commands.bench import Workload
 from catopt_xp.nn.functional import pixel_scale
 
-WORD = 8  # bytes that a gather moves at a time where they fit: single ones are slow
-REHEARSALS = 2  # before a graph is recorded
+WORD = 8  # bytes that a gather moves at a time where rows are whole words; single bytes are slow
+REHEARSALS = 2  # runs of the work before a graph is recorded
 PIXEL = float(np.float32(pixel_scale(np.dtype(np.uint8))))
 
 
 class _TorchEpochs(EpochContender):
-    """What all three share: the set, and a place for rows and losses.
+    """What all three ways share: the set, and a place for rows and losses.
 
     `device`: "cuda" or "cpu"; `resident`: how the set lies there, "uint8" or "float32".
     """
@@ -42,7 +42,7 @@ class _TorchEpochs(EpochContender):
         self._words = self.samples.view(torch.int64) if whole_words else self.samples
         targets = torch.from_numpy(workload.targets().astype(np.float32).reshape(-1, 1))
         self.targets = targets.to(self.device)  # (m, 1)
-        self.rows = torch.zeros(workload.m, dtype=torch.int64, device=self.device)  # of this epoch, in order
+        self.rows = torch.zeros(workload.m, dtype=torch.int64, device=self.device)  # the rows of this epoch, in order
         self.step_losses = torch.zeros(workload.batches, device=self.device)
 
     def batch(self, rows: Any) -> Any:
@@ -70,12 +70,12 @@ class _TorchNetwork(_TorchEpochs):
     def __init__(self, workload: Workload, device: str, resident: str, capturable: bool) -> None:
         super().__init__(workload, device, resident)
         self._network = torch_network(workload).to(self.device)
-        fused = workload.optimizer != "rmsprop"  # which PyTorch has not
+        fused = workload.optimizer != "rmsprop"  # PyTorch has no fused RMSprop
         self._optimizer = torch_optimizer(self._network, workload, fused, capturable)
         self._loss = nn.BCEWithLogitsLoss()
 
     def _step(self, rows: Any, place: Any) -> None:
-        """One update; `place`: (1,), where its loss goes."""
+        """Makes one update; `place`: (1,), where its loss goes."""
         loss = self._loss(self._network(self.batch(rows)), self.targets.index_select(0, rows))
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -184,9 +184,9 @@ class TorchCompiled(_TorchEpochs):
         self._names = [f"{kind}{k}" for k in range(layers) for kind in "Wb"]
         self._state = [[arrays[name].clone() for name in self._names]]
         self._state += [[torch.zeros_like(p) for p in self._state[0]] for _ in range(2)]
-        # Of each step two numbers, in rows of 16 bytes: what is not aligned so would be copied first.
+        # Two numbers for each step, in rows of 16 bytes: PyTorch would copy inputs of another alignment.
         self._corrections = torch.ones(workload.batches, 4, device=self.device)[:, :2]
-        torch._dynamo.reset()  # what was compiled for others counts towards a limit
+        torch._dynamo.reset()  # compiled code of other contenders counts towards a limit
         mode = {"mode": "max-autotune-no-cudagraphs"} if backend == "inductor" else {}
         self._compiled = torch.compile(self._step, dynamic=False, fullgraph=True, backend=backend, **mode)
         initial = [p.clone() for p in self._state[0]]

@@ -1,4 +1,4 @@
-"""A process that does a benchmark's jobs, one at a time, each within a limit: one that hangs is ended."""
+"""A process that does a benchmark's jobs, one at a time, each within a limit; a job that hangs ends it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Self
 from catopt_xp.backend.devices import DeviceError
 from catopt_xp.commands.bench import BenchError
 
-TAIL = 2000  # characters of a dead process's last words that are kept
+TAIL = 2000  # the last characters that a dead process printed are kept
 
 
 class OutOfTime(BenchError):
@@ -24,10 +24,10 @@ class OutOfTime(BenchError):
 
 
 class Worker:
-    """A process with an object whose methods can be asked for, made on first use, and made anew after one that ended.
+    """Calls the methods of an object in another process, which starts on first use, and again after it has ended.
 
-    `make`: makes the object, in the process; it must be importable there. `environment`: of the process, added to ours.
-    `starts`: how many processes there have been. Use it in a `with` block, which ends the process.
+    `make`: makes the object in that process, and must be importable there. `environment`: added to ours. `starts`: how
+    many processes there have been. Use it in a `with` block, which ends the process.
 
     >>> with Worker(dict) as worker:
     ...     worker.ask("setdefault", 60, "a", 1)
@@ -48,9 +48,9 @@ class Worker:
         self.close()
 
     def ask(self, job: str, limit: float, *arguments: Any, **options: Any) -> Any:
-        """What a method of the object returns for these arguments; `limit`: seconds, those of a first start included.
+        """Calls a method of the object, and returns its result; `limit`: seconds, with those of a first start.
 
-        Raises OutOfTime where it takes longer, BenchError with one line where it raises, or its process dies.
+        Raises OutOfTime where it takes longer, BenchError with one line where it raises, or where the process dies.
         """
         if limit <= 0:
             raise OutOfTime(f"{job}: no time is left")
@@ -73,11 +73,11 @@ class Worker:
 
     @property
     def running(self) -> bool:
-        """Whether the process is there, with what it was asked to keep."""
+        """Whether the process runs, and so has its object still."""
         return self._process is not None
 
     def close(self) -> None:
-        """Ends the process, and those that it started."""
+        """Ends the process, and the processes that it started."""
         if self._process is None:
             return
         self._pipe.close()
@@ -114,10 +114,10 @@ class Worker:
 
 
 def end_group(pid: int) -> None:
-    """Ends a process that leads a session, and whatever it started there; one that is gone already is no fault."""
+    """Ends a process that leads a session, and whatever it started there; the process may be gone already."""
     try:
         os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):  # it has not come so far as to lead one, or is no more
+    except (ProcessLookupError, PermissionError):  # it does not lead one yet, or is gone
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -125,8 +125,8 @@ def end_group(pid: int) -> None:
 
 
 def serve(pipe: Connection, make: Callable[[], Any], log: str) -> None:
-    """The process: answers one question after the other, until the other end is closed."""
-    os.setsid()  # Ctrl-C is for the one who asks, and who ends this process with all that it starts
+    """Runs in the process: answers one call after the other, until the other end is closed."""
+    os.setsid()  # Ctrl-C goes to the caller, who ends this process and all that it started
     words = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
