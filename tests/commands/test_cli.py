@@ -860,7 +860,8 @@ def test_an_interruption_of_the_first_moments_is_one_line(
 
 SIGNAL_AFTER_A_RUN = """
 import os, signal, sys
-from catopt_xp import cli, experiments
+from catopt_xp.commands import compare as experiments
+from catopt_xp.commands import main as cli
 train, number = experiments.train, int(sys.argv[1])
 def then_signal(**options):
     result = train(**options)

@@ -26,10 +26,11 @@ import cuda_runs
 from cuda_runs import CpuDevice
 from cuda_stand_in import StandIn
 from panel_runs import Case
-from catopt_xp.backend.xp.xp import CupyBackend, asnumpy; from catopt_xp.backend.xp.devices import DeviceError
+from catopt_xp.backend.devices import DeviceError
+from catopt_xp.backend.xp import CupyBackend, asnumpy
 from catopt_xp.backend.ranks import Ranks
-from catopt_xp.engines.cuda.engine.engine import CoresEngine, CudaEngine
-from catopt_xp.engines.cuda.engine.engine import CoresRankEngine, CudaRankEngine
+from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
+from catopt_xp.engines.cuda.engine import CoresRankEngine, CudaRankEngine
 
 cuda_runs.folder = lambda: Path(sys.argv[1])  # compiled once for all ranks
 ranks = Ranks(comm)

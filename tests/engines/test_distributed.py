@@ -71,7 +71,7 @@ import hashlib, sys
 import numpy as np
 from panel_runs import OPTIONS
 import catopt_xp
-from catopt_xp.optim.rules.schedules import get_hyperbola_func
+from catopt_xp.optim.schedules import get_hyperbola_func
 
 def digest(arrays):
     return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays)).hexdigest()
@@ -229,7 +229,7 @@ SENT = """
 import numpy as np
 from panel_runs import Case, run
 from catopt_xp.backend.ranks import Ranks
-from catopt_xp.engines.cpu.engine.engine import RankEngine
+from catopt_xp.engines.cpu.engine import RankEngine
 case = Case(n_x=int(sys.argv[1]), units=(30, 20, 20), m=64, batch_size=64, dtype="float32", activation="relu", epochs=8)
 ranks = Ranks(comm)
 def make(model, optimizer, samples, targets, backend, settings):

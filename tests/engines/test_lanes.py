@@ -182,11 +182,11 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Checks the engine with the vectors of another processor, and says how long they are.
 CHECK = """
 import numpy as np
-from catopt_xp.engines.cpu.engine import vectors
-from catopt_xp.engines.choose.choose import self_check
-from catopt_xp.engines.cpu.engine.engine import PanelEngine
+from catopt_xp.engines.cpu import vectors
+from catopt_xp.engines.choose import self_check
+from catopt_xp.engines.cpu.engine import PanelEngine
 from catopt_xp.nn.network import DeepNetwork
-from catopt_xp.optim.rules.rules import Adam, Momentum
+from catopt_xp.optim.rules import Adam, Momentum
 print(vectors.VECTOR_BYTES)
 for kind, samples, dtype, options in (
     (Adam, "uint8", "float32", {}),

@@ -316,7 +316,7 @@ def test_a_variable_that_cannot_be_meant_is_named_in_one_line(variable: str, sta
 @pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited as Linux does it")
 def test_what_a_limit_on_the_address_space_leaves_is_known_and_counts(tmp_path: Path) -> None:
     script = "import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
-    script += "from catopt_xp.backend.xp.machine import address_room\nprint(address_room())\n"
+    script += "from catopt_xp.backend.machine import address_room\nprint(address_room())\n"
     script += "from catopt_xp.data.dataset import check_memory\ncheck_memory('5 GB', 5 * 10**9)"
     done = run([], tmp_path, program=[sys.executable, "-c", script])
     assert 1 << 30 < int(done.stdout) < 4 << 30

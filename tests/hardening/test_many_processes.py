@@ -25,7 +25,8 @@ SCRIPT = """
 import io, json, os, sys
 from contextlib import redirect_stderr, redirect_stdout
 import PIL.Image, PIL.PngImagePlugin
-from catopt_xp import cli, training
+from catopt_xp import training
+from catopt_xp.commands import main as cli
 
 sys.modules["matplotlib"] = None
 told = sys.stdout

@@ -31,7 +31,8 @@ TIMES = ("seconds", "timings", "run")  # of a history: what differs between runs
 SERVER = """
 import json, os, sys
 import catopt_xp.estimators.arrays
-from catopt_xp import cli, training
+from catopt_xp import training
+from catopt_xp.commands import main as cli
 import PIL.Image, PIL.PngImagePlugin, PIL.JpegImagePlugin
 
 sys.modules["matplotlib"] = None  # a figure takes longer than all the rest

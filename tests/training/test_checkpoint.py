@@ -329,7 +329,7 @@ def test_a_write_that_stops_half_way_leaves_the_old_file_and_nothing_else(error:
 DISK_FULL = """
 import resource, sys
 import numpy as np
-from catopt_xp.training.train.checkpoint import write_checkpoint
+from catopt_xp.training.checkpoint import write_checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 write_checkpoint(sys.argv[1], {"x": np.ones(100_000)}, {})
 """

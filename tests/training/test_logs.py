@@ -195,7 +195,7 @@ FULL_DISK = """
 import resource, sys
 import numpy as np
 from catopt_xp import train
-from catopt_xp.training.train.callbacks import CsvLog, JsonLog, TensorBoard
+from catopt_xp.training.callbacks import CsvLog, JsonLog, TensorBoard
 
 class Fill:
     needs_weights = False
@@ -234,7 +234,7 @@ ENDLESS = """
 import sys
 from pathlib import Path
 from short_runs import fit
-from catopt_xp.training.train.callbacks import CsvLog, JsonLog
+from catopt_xp.training.callbacks import CsvLog, JsonLog
 
 folder = Path(sys.argv[1])
 logs = [CsvLog(folder / "a.csv"), JsonLog(folder / "a.json")]
