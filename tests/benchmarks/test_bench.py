@@ -196,7 +196,7 @@ def test_the_floor_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure_floor(1).traffic_by == "NumPy, in-place operations"
 
 
-def test_the_best_of_many_measurements_is_the_floor_and_the_median_of_some_is_that_of_a_turn(
+def test_floor_is_best_and_turn_is_median(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seconds = itertools.cycle([5.0, 1.0, 3.0, 4.0, 2.0])

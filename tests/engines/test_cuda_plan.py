@@ -207,9 +207,7 @@ def test_types_and_scale_are_defined(dtype: str, samples: str, last: str, expect
 @pytest.mark.parametrize(
     ("n_x", "aligned", "expected"), [(64, True, "1"), (64, False, "0"), (60, True, "0"), (7, True, "0")]
 )
-def test_pixels_are_loaded_by_fours_where_every_row_begins_at_a_multiple_of_8(
-    n_x: int, aligned: bool, expected: str
-) -> None:
+def test_aligned_rows_are_loaded_four_pixels_at_a_time(n_x: int, aligned: bool, expected: str) -> None:
     plan = CudaPlan((n_x, 4, 1), ("tanh", "sigmoid"), Adam, 8, "float32", "uint8", aligned=aligned)
     assert defined(plan)["ALIGNED"] == expected
 
@@ -299,7 +297,7 @@ def test_a_rest_that_fills_shared_memory_is_an_obstacle() -> None:
 
 
 @given(plans())
-def test_a_first_layer_within_the_limits_never_fills_a_block_s_shared_memory(plan: CudaPlan) -> None:
+def test_any_first_layer_allowed_fits_into_shared_memory(plan: CudaPlan) -> None:
     assert plan.stream_shared <= MOST_SHARED
     if plan.middle_shared <= MOST_SHARED and plan.units <= MOST_UNITS:
         assert plan.obstacle() is None

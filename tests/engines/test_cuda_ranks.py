@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import numpy as np
 import cuda_runs
 from cuda_runs import CpuDevice
-from cuda_stand_in import StandIn
+from cupy_stand_in import StandIn
 from panel_runs import Case
 from catopt_xp.backend.devices import DeviceError
 from catopt_xp.backend.xp import CupyBackend, asnumpy
@@ -100,6 +100,7 @@ def one_gpu(kernels: Path) -> dict[str, list[Any]]:
     return dict(found)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_on_gpus_have_the_bits_of_one_gpu(ranks: int, kernels: Path, one_gpu: dict[str, list[Any]]) -> None:
     for rank, found in enumerate(bits(ranks, RUNS, kernels)):
@@ -114,6 +115,7 @@ say([train(case)[0], train(case, change=in_turn)[0]])
 """
 
 
+@pytest.mark.kernels
 def test_another_order_of_the_ranks_sums_is_noticed(kernels: Path) -> None:
     for right, wrong in bits(3, PLANTED, kernels):
         assert right[0] != wrong[0]
@@ -156,7 +158,9 @@ def alone(kernels: Path) -> list[Any]:
     return list(found)
 
 
-@pytest.mark.parametrize(("nccl", "transport"), [("all", "NCCL"), ("some", "through the host")])
+@pytest.mark.parametrize(
+    ("nccl", "transport"), [("all", "NCCL"), pytest.param("some", "through the host", marks=pytest.mark.kernels)]
+)
 def test_sums_travel_by_nccl_where_every_rank_has_it(
     nccl: str, transport: str, kernels: Path, alone: list[Any]
 ) -> None:
@@ -172,7 +176,7 @@ def test_sums_travel_by_nccl_where_every_rank_has_it(
 # `found`: for each rank on which GPU of the machine it trains, or the error; then the reason, and what was warned.
 DEVICES = """
 import warnings
-import catopt_xp.engines.choose as distributed
+import catopt_xp.backend.ranks as distributed
 
 case, device, strict = sys.argv[2], sys.argv[3], sys.argv[4] == "strict"
 counts = {"two": 2, "one shown to each": 1, "one for both": 1, "none on the second": 1 - ranks.rank}
@@ -261,6 +265,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.kernels
 def test_where_one_gpu_fails_its_check_all_take_the_slower_kernels(kernels: Path) -> None:
     why = "each of 2 ranks its panels, on a GPU of its own; sums through the host"
     for failing, engine, tried in (("", "CudaRankEngine", 1), ("CudaEngine", "CoresRankEngine", 2)):
