@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -173,12 +174,11 @@ def test_sums_travel_by_nccl_where_every_rank_has_it(
 
 # --- a GPU for each rank ------------------------------------------------------------------------------------------
 
-# `found`: for each rank on which GPU of the machine it trains, or the error; then the reason, and what was warned.
+# For each case, on which GPU of the machine this rank trains, or the error; then the reason, and what was warned.
 DEVICES = """
-import warnings
+import json, warnings
 import catopt_xp.backend.ranks as distributed
 
-case, device, strict = sys.argv[2], sys.argv[3], sys.argv[4] == "strict"
 counts = {"two": 2, "one shown to each": 1, "one for both": 1, "none on the second": 1 - ranks.rank}
 
 def get_backend(asked, strict_device=None):
@@ -195,35 +195,41 @@ def get_backend(asked, strict_device=None):
     return made
 
 distributed.get_backend = get_backend
-with warnings.catch_warnings(record=True) as warned:
-    warnings.simplefilter("always")
-    try:
-        made = distributed.rank_backend(ranks, device, strict)
-        found = [made.device, made.reason]
-    except Exception as error:
-        found = [type(error).__name__, str(error)]
-say([*found, [str(w.message) for w in warned]])
+said = []
+for case, device, strict, _ in json.loads(sys.argv[2]):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            made = distributed.rank_backend(ranks, device, strict == "strict")
+            found = [made.device, made.reason]
+        except Exception as error:
+            found = [type(error).__name__, str(error)]
+    said.append([*found, [str(w.message) for w in warned]])
+say(said)
 """
+CHOICES = [
+    ("two", "auto", "", ["cuda:0", "cuda:1"]),
+    ("two", "cuda", "strict", ["cuda:0", "cuda:1"]),
+    ("two", "cpu", "", ["cpu", "cpu"]),
+    ("one shown to each", "auto", "", ["cuda:0", "cuda:0"]),
+    ("one for both", "auto", "", ["cpu", "cpu"]),
+    ("none on the second", "auto", "", ["cpu", "cpu"]),
+    ("none on the second", "cuda", "", ["cpu", "cpu"]),
+    ("none on the second", "cuda", "strict", ["DeviceError", "DeviceError"]),
+    ("two", "cuda:1", "", ["ValueError", "ValueError"]),
+]
 
 
-@pytest.mark.parametrize(
-    ("case", "device", "strict", "found"),
-    [
-        ("two", "auto", "", ["cuda:0", "cuda:1"]),
-        ("two", "cuda", "strict", ["cuda:0", "cuda:1"]),
-        ("two", "cpu", "", ["cpu", "cpu"]),
-        ("one shown to each", "auto", "", ["cuda:0", "cuda:0"]),
-        ("one for both", "auto", "", ["cpu", "cpu"]),
-        ("none on the second", "auto", "", ["cpu", "cpu"]),
-        ("none on the second", "cuda", "", ["cpu", "cpu"]),
-        ("none on the second", "cuda", "strict", ["DeviceError", "DeviceError"]),
-        ("two", "cuda:1", "", ["ValueError", "ValueError"]),
-    ],
-)
-def test_each_rank_has_a_gpu_of_its_own_or_none_has_one(
-    case: str, device: str, strict: str, found: list[str], kernels: Path
-) -> None:
-    said = answers(2, PRELUDE + DEVICES, str(kernels), case, device, strict, seconds=120)
+@pytest.fixture(scope="module")
+def chosen(kernels: Path) -> list[Any]:
+    """By rank and case what `DEVICES` found: both ranks start once."""
+    return answers(2, PRELUDE + DEVICES, str(kernels), json.dumps(CHOICES), seconds=120)
+
+
+@pytest.mark.parametrize("number", range(len(CHOICES)), ids=[" ".join(filter(None, choice[:3])) for choice in CHOICES])
+def test_each_rank_has_a_gpu_of_its_own_or_none_has_one(number: int, chosen: list[Any]) -> None:
+    case, device, strict, found = CHOICES[number]
+    said = [of_rank[number] for of_rank in chosen]
     if device == "cuda:1":
         assert said[0][1] == 'ranks take a device each, not \'cuda:1\': choose "auto", "cpu" or "cuda"'
     assert [device for device, _, _ in said] == found

@@ -89,7 +89,7 @@ GIVEN: list[dict[str, Any]] = [{}, {"early_stopping": True}, {"solver": "lbfgs"}
 EACH = [(kind, given) for given in GIVEN for kind in KINDS]
 
 
-@pytest.mark.parametrize(("kind", "given"), some(EACH, EACH[::3], pytest.mark.hardening))
+@pytest.mark.parametrize(("kind", "given"), some(EACH, [EACH[0], EACH[3], EACH[4], EACH[7]], pytest.mark.hardening))
 def test_training_elsewhere_gives_the_numbers_of_numpy(kind: type[Any], given: Any, strict_backend: Backend) -> None:
     here = small(kind, **given, device=strict_backend).fit(X, Y, sample_weight=WEIGHTS)
     there = small(kind, **given).fit(X, Y, sample_weight=WEIGHTS)
