@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
+from cupy_stand_in import FakeCupy
 from hypothesis import settings
 
 from catopt_xp.backend.devices import DeviceError
@@ -24,20 +22,52 @@ from catopt_xp.engines.plain import PlainEngine
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background: tests send Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No deadlines: a loaded machine is no failure. In CI every run has the same examples.
-settings.register_profile("local", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+# No deadlines: a loaded machine is no failure. In CI every run has the same examples. `--hypothesis-profile=many` draws
+# more of them; where a test has a number of its own, as many.
+settings.register_profile("local", deadline=None, max_examples=30)
+settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True, database=None)
+settings.register_profile("many", deadline=None, max_examples=300)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
 
 
+# What a run leaves out unless `-m` names it.
+LEFT_OUT = ("kernels", "hardening", "long")
+DESELECTED = pytest.StashKey[Counter[str]]()
+
+
+def is_left_out(item: pytest.Item, expression: str) -> bool:
+    """Long tests run only where `-m` says long, other marked ones where it says one of their marks."""
+    marks = {mark.name for mark in item.iter_markers()}
+    wanted = {mark for mark in marks & {*LEFT_OUT, "gpu"} if mark in expression}
+    return ("long" in marks and "long" not in wanted) or (bool(marks & set(LEFT_OUT)) and not wanted)
+
+
+@pytest.hookimpl(trylast=True)  # behind -k and -m, so that what these leave out is not counted
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Long tests are skipped, with the reason, unless `-m` names them."""
-    if "long" in config.option.markexpr:
+    left_out = [item for item in items if is_left_out(item, config.option.markexpr)]
+    if not left_out:
         return
-    skip = pytest.mark.skip(reason="long: `pytest -m long` runs it, tests/hardening/README.md has its last full run")
-    for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(skip)
+    items[:] = [item for item in items if not is_left_out(item, config.option.markexpr)]
+    config.hook.pytest_deselected(items=left_out)
+    marks = Counter(next(mark for mark in reversed(LEFT_OUT) if item.get_closest_marker(mark)) for item in left_out)
+    config.stash[DESELECTED] = marks
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["deselected"] = dict(marks)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Each worker of pytest-xdist collects all tests and tells what it left out: the last one's word stands."""
+    if told := getattr(node, "workeroutput", {}).get("deselected"):
+        node.config.stash[DESELECTED] = Counter(told)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if marks := config.stash.get(DESELECTED, None):
+        counts = ", ".join(f"{marks[mark]} {mark}" for mark in LEFT_OUT if marks[mark])
+        terminalreporter.write_line(
+            f"deselected: {counts} (`-m MARK` runs them, `pytest --markers` says what they are)"
+        )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -67,129 +97,6 @@ def backend(request: pytest.FixtureRequest) -> Backend:
         return get_backend("cuda", strict_device=True)
     except DeviceError as error:
         pytest.skip(str(error))
-
-
-class FakeDevice:
-    """A context manager that records which device is current, and who was waited for."""
-
-    def __init__(self, cupy: FakeCupy, index: int) -> None:
-        self.cupy, self.id = cupy, index
-
-    def __enter__(self) -> None:
-        self.cupy.current.append(self.id)
-
-    def __exit__(self, *error: object) -> None:
-        self.cupy.current.pop()
-
-    def synchronize(self) -> None:
-        self.cupy.waits.append(self.id)
-
-
-class FakeArray:
-    """A NumPy array in hiding: it has the device that was current, and NumPy cannot take it by accident."""
-
-    shape = property(lambda self: self.host.shape)
-    dtype = property(lambda self: self.host.dtype)
-    __cuda_array_interface__ = property(lambda self: {"version": 3})
-
-    def __init__(self, cupy: FakeCupy, host: Any, dtype: Any = None) -> None:
-        self.cupy, self.host = cupy, np.array(host, dtype=dtype)
-        self.device = FakeDevice(cupy, cupy.current[-1])
-
-    def __array__(self, *args: object, **kwargs: object) -> None:
-        raise TypeError("implicit conversion to a NumPy array is not allowed")
-
-    def __len__(self) -> int:
-        return len(self.host)
-
-    def __getitem__(self, key: Any) -> FakeArray:
-        return FakeArray(self.cupy, self.host[key])
-
-    def __add__(self, other: Any) -> FakeArray:
-        return FakeArray(self.cupy, self.host + other)
-
-    def astype(self, dtype: Any, copy: bool = True) -> FakeArray:
-        return self if not copy and self.dtype == dtype else FakeArray(self.cupy, self.host, dtype)
-
-    def copy(self) -> FakeArray:
-        return FakeArray(self.cupy, self.host)
-
-    def get(self) -> np.ndarray[Any, Any]:
-        copied: np.ndarray[Any, Any] = self.host.copy()
-        return copied
-
-
-class FakeKernel:
-    """Runs, on all elements at once, a body whose C and Python differ in the integer division alone."""
-
-    def __init__(self, cupy: FakeCupy, inputs: str, outputs: str, body: str, name: str) -> None:
-        self.cupy, self.name = cupy, name
-        self.names = [part.split()[-1] for part in f"{inputs}, {outputs}".split(",")]
-        self.code = body.replace(" / ", " // ")
-        cupy.made.append(name)
-
-    def __call__(self, *arguments: Any) -> None:
-        hosts = [x.host.reshape(-1) if isinstance(x, FakeArray) else x for x in arguments]
-        scope = dict(zip(self.names, hosts, strict=True)) | {"i": np.arange(hosts[-1].size)}
-        exec(self.code, scope)
-        hosts[-1][...] = scope[self.names[-1]]
-        self.cupy.launched.append(self.name)
-
-
-class FakeEvent:
-    def __init__(self, cupy: FakeCupy) -> None:
-        self.cupy, self.time = cupy, 0.0
-
-    def record(self) -> None:
-        self.time = time.perf_counter()
-
-    def synchronize(self) -> None:
-        self.cupy.waits.append(self.cupy.current[-1])
-
-
-class FakeCupy(ModuleType):
-    """A stand-in for CuPy with two devices and no GPU: it counts kernels made and launched, and waits."""
-
-    ndarray = FakeArray
-
-    def __init__(self) -> None:
-        super().__init__("cupy")
-        self.current = [0]
-        self.made: list[str] = []
-        self.launched: list[str] = []
-        self.waits: list[int] = []
-        self.ElementwiseKernel = partial(FakeKernel, self)
-        self.from_dlpack = self.asarray
-        self.empty = self.zeros
-        properties = {"name": b"Fake GPU", "totalGlobalMem": 2**30}
-        self.cuda = SimpleNamespace(
-            Device=partial(FakeDevice, self),
-            Event=partial(FakeEvent, self),
-            get_elapsed_time=lambda first, last: 1000 * (last.time - first.time),
-            runtime=SimpleNamespace(
-                getDeviceCount=lambda: 2,
-                memGetInfo=lambda: (1000, 2**30),
-                runtimeGetVersion=lambda: 12090,
-                getDeviceProperties=lambda index: properties,
-            ),
-        )
-
-    def asarray(self, x: Any, dtype: Any = None) -> FakeArray:
-        x = getattr(x, "cuda", x)  # an array of another library that wraps one of ours
-        return x if isinstance(x, FakeArray) and dtype is None else FakeArray(self, x, dtype)
-
-    def arange(self, n: int, dtype: Any) -> FakeArray:
-        return FakeArray(self, np.arange(n), dtype)
-
-    def zeros(self, shape: Any, dtype: Any) -> FakeArray:
-        return FakeArray(self, np.zeros(shape), dtype)
-
-    def matmul(self, a: FakeArray, b: FakeArray, out: FakeArray) -> FakeArray:
-        np.matmul(a.host, b.host, out=out.host)
-        return out
-
-    def get_default_memory_pool(self) -> Any:
-        return SimpleNamespace(free_bytes=lambda: 24)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def blas_threads() -> set[int]:
     return {pool["num_threads"] for pool in _controller().info() if pool["user_api"] == "blas"}
 
 
-def test_products_of_the_main_thread_have_one_thread_in_the_block_and_as_many_as_before_after_it() -> None:
+def test_the_block_gives_products_one_thread_and_puts_it_back() -> None:
     before = blas_threads()
     with single_threaded_products():
         assert blas_threads() == {1}
@@ -34,7 +34,7 @@ def test_products_of_the_main_thread_have_one_thread_in_the_block_and_as_many_as
     assert blas_threads() == before
 
 
-def test_overlapping_blocks_of_two_threads_leave_the_thread_count_as_it_was() -> None:
+def test_overlapping_blocks_restore_the_thread_count() -> None:
     before, in_block, go = blas_threads(), threading.Event(), threading.Event()
 
     def other() -> None:

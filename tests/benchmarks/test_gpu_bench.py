@@ -43,7 +43,7 @@ needs_fibers = pytest.mark.skipif(cuda_on_cpu.obstacle() is not None, reason=str
 # The floor.
 
 
-def test_the_floor_by_bytes_is_that_of_one_pass_over_the_state_and_two_over_the_pixels() -> None:
+def test_the_floor_counts_one_state_and_two_pixel_passes() -> None:
     floors = [1e3 * epoch_bytes(Workload(batch_size=size)) / 4.3e12 for size in (8, 64, 128, 2000)]
     np.testing.assert_allclose(floors, [6.441, 0.947, 0.543, 0.1652], atol=5e-4)
     work = Workload(n_x=1000, hidden=(10, 5), m=100, batch_size=25, optimizer="momentum")

@@ -453,7 +453,6 @@ def test_an_interrupted_measurement_is_gone_on_with(
     assert json.loads(file.read_text()) == results
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
 def test_all_of_it_is_rehearsed_on_the_cpu(

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import some
 from PIL import Image
 
 import catopt_xp
@@ -684,7 +685,14 @@ def test_a_closed_stdout_is_said_unless_nothing_would_be_printed(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize(("words", "buffered"), [("info", True), ("info", False), ("--help", True), ("--help", False)])
+@pytest.mark.parametrize(
+    ("words", "buffered"),
+    some(
+        [(words, buffered) for words in ("info", "--help") for buffered in (True, False)],
+        [("info", True)],
+        pytest.mark.hardening,
+    ),
+)
 def test_a_full_disk_under_stdout_is_one_line_that_says_so(words: str, buffered: bool) -> None:
     environment = module_environment() | {"PYTHONUNBUFFERED": "" if buffered else "1"}
     with open("/dev/full", "w") as full:
@@ -809,7 +817,7 @@ def test_an_interruption_in_which_other_code_fails_is_an_interruption(
     assert capsys.readouterr().err == "catopt-xp: interrupted, nothing was trained\n"
 
 
-def test_an_interruption_while_the_figure_is_drawn_names_what_the_run_saved(
+def test_an_interruption_of_the_figure_names_what_was_saved(
     arrays: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def insist(*arguments: Any) -> None:
@@ -873,10 +881,8 @@ sys.exit(cli.main(sys.argv[2:]))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows delivers no SIGINT or SIGTERM to a child")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_between_two_runs_of_a_comparison_is_an_interruption(
-    arrays: Path, folder: Path, number: signal.Signals
-) -> None:
+@pytest.mark.parametrize("number", some([signal.SIGINT, signal.SIGTERM], [signal.SIGTERM], pytest.mark.hardening))
+def test_a_signal_between_two_compared_runs_interrupts(arrays: Path, folder: Path, number: signal.Signals) -> None:
     words = ["compare", "decay", "--data", str(arrays), "--save-dir", str(folder), "--epochs", "2", "--quiet"]
     result = subprocess.run(
         [sys.executable, "-c", SIGNAL_AFTER_A_RUN, str(int(number)), *words],
@@ -899,7 +905,7 @@ def test_the_handler_of_sigterm_is_put_back() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows delivers no SIGINT or SIGTERM to a child")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", some([signal.SIGINT, signal.SIGTERM], [signal.SIGINT], pytest.mark.hardening))
 def test_a_stopped_process_goes_on_with_the_command_that_it_prints(
     arrays: Path, folder: Path, number: signal.Signals
 ) -> None:

@@ -73,7 +73,7 @@ def test_train_writes_events_for_tensorboard_when_asked(
     assert f"to look at it: tensorboard --logdir '{tmp_path / 'all runs'}'\n" in capsys.readouterr().out
 
 
-def test_without_tensorboardx_nothing_is_trained_and_one_line_names_the_extra(
+def test_without_tensorboardx_one_line_names_the_extra(
     arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import some
 
 from catopt_xp.commands import compare as experiments
 from catopt_xp.commands.compare import SURFACES, compare, data_digest, final_table, optimizer_paths, planned_runs
@@ -155,8 +156,11 @@ def test_another_seed_in_the_same_folder_is_refused(data: Any, tmp_path: Path) -
         small("decay", data, tmp_path, seed=1)
 
 
-@pytest.mark.parametrize("changed", [0, 1, 2, 3])
-@pytest.mark.parametrize("left", ["a history", "a checkpoint"])
+EACH = [(left, changed) for left in ("a history", "a checkpoint") for changed in (0, 1, 2, 3)]
+ALWAYS = [("a history", 0), ("a checkpoint", 1), ("a history", 2), ("a checkpoint", 3)]
+
+
+@pytest.mark.parametrize(("left", "changed"), some(EACH, ALWAYS, pytest.mark.hardening))
 def test_the_results_of_another_set_of_the_same_name_and_shape_are_refused(
     data: Any, tmp_path: Path, changed: int, left: str
 ) -> None:
@@ -299,7 +303,7 @@ def test_a_path_is_the_rule_in_float64() -> None:
     assert path == [[-4.0, 1.5], [-3.8, 0.0], [-3.61, 0.0], [pytest.approx(-3.4295, abs=1e-15), 0.0]]
 
 
-def test_steps_scaled_by_the_gradients_size_leave_saddle_and_plateau_sooner() -> None:
+def test_scaled_steps_leave_saddle_and_plateau_sooner() -> None:
     saddle, plateau = (optimizer_paths(name, steps=30)["paths"] for name in ("saddle", "plateau"))
     for name in ("RMSProp", "Adam"):
         assert saddle[name][-1][1] > 0.9  # in the valley at y = 1, while gradient descent is still on the ridge

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from onnx.reference import ReferenceEvaluator
@@ -371,7 +371,6 @@ def test_what_safetensors_writes_wrongly_is_noticed_and_not_kept(
     assert list(tmp_path.iterdir()) == [path]
 
 
-@settings(max_examples=60)
 @given(st.data())
 def test_a_file_cut_short_or_of_noise_is_refused(data: st.DataObject) -> None:
     whole = export.tensor_bytes(network().save(), {"architecture": json.dumps(network().architecture)})

@@ -41,7 +41,7 @@ def test_a_history_is_read_from_each_kind_of_file(tmp_path: Path, trained: Histo
     assert from_checkpoint.run == trained.run
 
 
-def test_a_checkpoint_without_a_run_has_an_empty_history_and_a_foreign_file_none(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_run_has_an_empty_history(tmp_path: Path) -> None:
     result = fit(total_epoch=1)
     assert read_history(save_state_dict(result.model, result.optimizer, tmp_path / "state.npz")) == History()
     (tmp_path / "a.npz").write_bytes(b"half")

@@ -79,7 +79,7 @@ def test_float32_is_the_chapters_range_in_the_same_order(folder: Path) -> None:
     np.testing.assert_array_equal(Y, Y_again)
 
 
-def test_img_shape_is_width_and_height_and_values_run_through_height_width_channel(tmp_path: Path) -> None:
+def test_img_shape_is_width_height_and_values_are_row_major(tmp_path: Path) -> None:
     root = chapter_folder(tmp_path / "data", 1, 1)
     colours = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)  # (height 2, width 3, RGB)
     Image.fromarray(colours).save(root / "training_set" / "cats" / "cat.0.png")
@@ -403,7 +403,7 @@ def test_decompression_bombs_are_refused_by_name(tmp_path: Path, monkeypatch: py
     ],
     ids=["memory", "EMFILE", "EIO", "EACCES"],
 )
-def test_what_is_not_the_photographs_fault_is_neither_skipped_nor_remembered(
+def test_errors_of_the_system_are_not_skipped_as_bad_photos(
     folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     unlucky, opened = folder / "training_set" / "cats" / "cat.1.png", Image.open

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+from marks import some
 
 from catopt_xp.engines.cuda.device import KERNELS
 from catopt_xp.engines.cuda.launches import StepGeometry
@@ -110,15 +111,12 @@ def most_registers(geometry: StepGeometry) -> dict[str, int]:
     }
 
 
-# Adam's for both architectures; of the others each for one of them in turn, and for the other in the long form.
-IN_TURN = [
-    pytest.param(name, arch, marks=[] if "adam" in name or (k + arch // 10) % 2 == 0 else pytest.mark.long)
-    for k, name in enumerate(VARIANTS)
-    for arch in ARCHITECTURES
-]
+# In every run Adam's of three kinds of products, each for one architecture.
+ALWAYS = [("tensor cores, adam", 90), ("cores, pixels, adam", 80), ("float64, pixels, adam", 80)]
+EACH = [(name, architecture) for name in VARIANTS for architecture in ARCHITECTURES]
 
 
-@pytest.mark.parametrize(("name", "architecture"), IN_TURN)
+@pytest.mark.parametrize(("name", "architecture"), some(EACH, ALWAYS, pytest.mark.kernels))
 def test_a_variant_compiles_without_spills_within_its_registers(name: str, architecture: int) -> None:
     kernels, code = compiled(name, architecture)
     assert set(kernels) == set(KERNELS)
@@ -130,6 +128,7 @@ def test_a_variant_compiles_without_spills_within_its_registers(name: str, archi
         assert f".text.{kernel}\0".encode() in code  # by this name it is found
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", ["tensor cores, adam", "cores, pixels, 7 units", "float64, floats, whole set"])
 def test_newer_architectures_are_no_obstacle(name: str) -> None:
     if not script().knows(100):
@@ -149,7 +148,7 @@ def test_every_multiprocessor_holds_the_blocks_that_it_is_meant_to() -> None:
 def test_the_variants_differ_and_cover_every_kind_of_source(capsys: pytest.CaptureFixture[str]) -> None:
     sources = {variant.source for variant in VARIANTS.values()}
     with capsys.disabled():
-        print(f"\n{len(sources)} variants, compiled for sm_{' or sm_'.join(map(str, ARCHITECTURES))}, Adam's for both")
+        print(f"\n{len(sources)} variants, compiled for sm_{' or sm_'.join(map(str, ARCHITECTURES))}")
     assert len(sources) == len(VARIANTS) == 25
     for define in ("ALIGNED", "SOFTMAX", "MOMENTS", "CHUNK", "SAMPLES", "REAL", "SAMPLE", "TARGET"):
         seen = {re.search(rf"#define {define} (.*)", source)[1] for source in sources}  # type: ignore[index]
@@ -159,6 +158,7 @@ def test_the_variants_differ_and_cover_every_kind_of_source(capsys: pytest.Captu
 # --- the compiler's word ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.kernels
 def test_spills_would_be_seen() -> None:
     tight = VARIANTS["cores, pixels, adam"].source.replace("#define RESIDENT 3", "#define RESIDENT 8")
     kernels, _ = script().compiled(tight, 90)

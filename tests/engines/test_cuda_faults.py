@@ -19,7 +19,7 @@ from catopt_xp.engines.cuda.engine import CudaEngine
 from catopt_xp.engines.plain import PlainEngine
 
 OBSTACLE = cuda_on_cpu.obstacle()
-pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
+pytestmark = [pytest.mark.kernels, pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))]
 
 Array = np.ndarray[Any, Any]
 

@@ -12,7 +12,8 @@ import cuda_on_cpu
 import numpy as np
 import pytest
 from cuda_runs import cases, error_ratio, planted, source_of
-from cuda_stand_in import StandIn
+from cupy_stand_in import StandIn
+from marks import some
 from panel_runs import Array, Case, assert_same_bits, assert_same_numbers, run
 
 import catopt_xp
@@ -67,15 +68,17 @@ SOME = (
 )
 
 
-@pytest.mark.parametrize("name", [f"{p}: {name}" for p in ("float64, pixels", "float64, floats") for name in SOME])
+DOUBLE = [f"{p}: {name}" for p in ("float64, pixels", "float64, floats") for name in SOME]
+SINGLE = [f"{p}: {name}" for p in ("tensor cores", "cores, pixels", "cores, floats") for name in SOME]
+
+
+@pytest.mark.parametrize("name", some(DOUBLE, ["float64, pixels: adam outside"], pytest.mark.kernels))
 def test_in_float64_the_numbers_are_those_of_the_plain_engine(gpu: Backend, name: str) -> None:
     kind, case = CASES[name]
     assert_same_numbers(trained(case, kind, gpu), trained(case, PlainEngine))
 
 
-@pytest.mark.parametrize(
-    "name", [f"{p}: {name}" for p in ("tensor cores", "cores, pixels", "cores, floats") for name in SOME]
-)
+@pytest.mark.parametrize("name", some(SINGLE, ["tensor cores: rmsprop, both"], pytest.mark.kernels))
 def test_in_float32_the_error_is_at_most_twice_the_plain_engine_s(gpu: Backend, name: str) -> None:
     kind, case = CASES[name]
 
@@ -87,6 +90,7 @@ def test_in_float32_the_error_is_at_most_twice_the_plain_engine_s(gpu: Backend, 
     assert error_ratio(make, case) <= 2
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_after_a_hundred_steps_the_numbers_are_those_of_the_cpu(gpu: Backend, optimizer: str) -> None:
     """The plain engine's float32 parameters are a distance e from those of float64, this engine's at most 2e: so the
@@ -109,7 +113,7 @@ def test_after_a_hundred_steps_the_numbers_are_those_of_the_cpu(gpu: Backend, op
     assert np.linalg.norm(parameters(double, CudaEngine, gpu) - exact) <= 3 * e * 2.0**-29
 
 
-@pytest.mark.parametrize("kind", [CudaEngine, CoresEngine, PlainEngine])
+@pytest.mark.parametrize("kind", some([CudaEngine, CoresEngine, PlainEngine], [PlainEngine], pytest.mark.kernels))
 def test_products_are_those_of_float32_not_of_tf32(gpu: Backend, kind: type[PlainEngine]) -> None:
     """TF32 keeps 10 bits of a factor: its products are off by 1e-4 or so of their size, those of float32 by 1e-7."""
     case = Case(n_x=5000, units=(30, 3), dtype="float32", m=40, batch_size=20, epochs=1)
@@ -158,6 +162,7 @@ def units_off(found: Array, truth: Array) -> float:
     return float(np.abs((found - truth) / np.spacing(np.abs(truth).astype(np.float32))).max())
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     ("left_out", "exact"),
     [((), (True, True)), (("fmaf(rest, y, q", "(q"), (False, True)), (("fmaf(0.5f * y, rest, r", "(r"), (True, False))],
@@ -189,11 +194,15 @@ LONG = Case(n_x=100, units=(5, 4), dtype="float32", m=2 * CHUNK_STEPS + 5, batch
 LARGE = Case(n_x=557, units=(40, 4), dtype="float32", m=120, batch_size=90, epochs=2)
 
 
-@pytest.mark.parametrize("case", [LONG, LARGE, replace(LARGE, samples="float32")])
+@pytest.mark.parametrize(
+    "case",
+    some([LONG, LARGE, replace(LARGE, samples="float32")], [replace(LARGE, samples="float32")], pytest.mark.kernels),
+)
 def test_two_runs_have_the_same_bits(gpu: Backend, case: Case) -> None:
     assert_same_bits(trained(case, CudaEngine, gpu), trained(case, CudaEngine, gpu))
 
 
+@pytest.mark.kernels
 def test_a_graph_replays_what_launches_do(gpu: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     with_graphs: Any = LONG.engine(CudaEngine, gpu)
     numbers = run(with_graphs, LONG)
@@ -204,6 +213,7 @@ def test_a_graph_replays_what_launches_do(gpu: Backend, monkeypatch: pytest.Monk
     assert without._graph is None
 
 
+@pytest.mark.kernels
 def test_looking_after_every_epoch_changes_no_bit(gpu: Backend) -> None:
     assert_same_bits(trained(replace(LONG, settled=True), CudaEngine, gpu), trained(LONG, CudaEngine, gpu))
 
@@ -265,6 +275,7 @@ def test_nvidia_s_checker_finds_nothing(tool: str) -> None:
     assert "ERROR SUMMARY: 0 errors" in done.stdout or "0 hazards" in done.stdout
 
 
+@pytest.mark.kernels
 def test_the_checked_run_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """What the checker is given, here with the stand-in."""
     obstacle = cuda_on_cpu.obstacle()

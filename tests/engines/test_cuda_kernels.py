@@ -22,6 +22,7 @@ from cuda_runs import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import some
 from panel_runs import Case, assert_same_bits, assert_same_numbers, differences, run
 
 from catopt_xp.engines.cuda.launches import SUBTREE
@@ -35,6 +36,11 @@ pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
 CASES = cases()
 DOUBLE = [name for name in CASES if name.startswith("float64")]
 SINGLE = [name for name in CASES if not name.startswith("float64")]
+# In every run each kind of products with its own rule and every rule with one of them; the cross product is `kernels`.
+ALWAYS = {f"float64, pixels: {rule}" for rule in ("gd", "nesterov", "rmsprop hat", "adam, both")}
+ALWAYS |= {"float64, floats: adam outside", "tensor cores: adam outside", "tensor cores: rmsprop, both"}
+ALWAYS |= {f"{products}: momentum" for products in ("tensor cores", "cores, pixels", "cores, floats")}
+ALWAYS |= {"float64, pixels: 3 layers, relu", "tensor cores: 129 of 260", "tensor cores: 2049 features"}
 
 # --- every variant ------------------------------------------------------------------------------------------------
 
@@ -55,12 +61,12 @@ def ratio(name: str) -> float:
     return error_ratio(cuda_engine(kind=kind), case)
 
 
-@pytest.mark.parametrize("name", DOUBLE)
+@pytest.mark.parametrize("name", some(DOUBLE, ALWAYS & {*DOUBLE}, pytest.mark.kernels))
 def test_in_float64_a_variant_has_the_numbers_of_the_plain_engine(name: str) -> None:
     assert difference(name) < 1e-12
 
 
-@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("name", some(SINGLE, ALWAYS & {*SINGLE}, pytest.mark.kernels))
 def test_in_float32_a_variant_s_error_is_at_most_twice_the_plain_engine_s(name: str) -> None:
     assert ratio(name) <= 2
 
@@ -104,6 +110,7 @@ def any_case(draw: Callable[..., Any]) -> Case:
     )
 
 
+@pytest.mark.kernels
 @settings(max_examples=120)
 @given(any_case())
 def test_in_float64_any_run_has_the_numbers_of_the_plain_engine(case: Case) -> None:
@@ -121,7 +128,7 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", some(LARGE, ["tensor cores, aligned"], pytest.mark.kernels))
 def test_the_order_of_blocks_and_threads_changes_no_bit(name: str) -> None:
     case = LARGE[name]
     straight = run(case.engine(cuda_engine(CpuDevice())), case)
@@ -129,7 +136,7 @@ def test_the_order_of_blocks_and_threads_changes_no_bit(name: str) -> None:
         assert_same_bits(run(case.engine(cuda_engine(CpuDevice(str, *orders))), case), straight)
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", some(LARGE, ["tensor cores, aligned"], pytest.mark.kernels))
 def test_what_the_memory_held_before_does_not_matter(name: str) -> None:
     case = LARGE[name]
     engine: Any = case.engine(cuda_engine())
@@ -224,6 +231,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.kernels
 def test_no_index_is_out_of_bounds() -> None:
     names = [f"float64, pixels: {name}" for name in ("1 features", "129 features", "9 of 25")]
     names += [f"tensor cores: {name}" for name in ("3 features", "1000 features", "33 units", "600 of 600")]

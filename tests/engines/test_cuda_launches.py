@@ -227,9 +227,7 @@ def test_types_and_scale_are_defined(dtype: str, samples: str, last: str, expect
 @pytest.mark.parametrize(
     ("n_x", "aligned", "expected"), [(64, True, "1"), (64, False, "0"), (60, True, "0"), (7, True, "0")]
 )
-def test_pixels_are_loaded_by_fours_where_every_row_begins_at_a_multiple_of_8(
-    n_x: int, aligned: bool, expected: str
-) -> None:
+def test_aligned_rows_are_loaded_four_pixels_at_a_time(n_x: int, aligned: bool, expected: str) -> None:
     geometry = StepGeometry((n_x, 4, 1), 8, "float32", "uint8")
     assert defined(geometry, aligned=aligned)["ALIGNED"] == expected
 
@@ -313,7 +311,7 @@ def test_an_upper_part_that_fills_shared_memory_is_an_obstacle() -> None:
 
 
 @given(geometries())
-def test_a_first_layer_within_the_limits_never_fills_a_block_s_shared_memory(geometry: StepGeometry) -> None:
+def test_any_first_layer_allowed_fits_into_shared_memory(geometry: StepGeometry) -> None:
     assert geometry.stream.shared <= MOST_SHARED
     if geometry.middle_shared <= MOST_SHARED and geometry.tiles.units <= MOST_UNITS:
         assert size_obstacle(geometry) is None

@@ -286,6 +286,7 @@ print(out[0])
 """
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(("at", "room_at"), [(4, 0), (-1, 0), (0, 4)])
 def test_an_index_out_of_bounds_ends_a_sanitized_process(at: int, room_at: int) -> None:
     done = run_sanitized(BOUNDS, str(folder()), str(at), str(room_at))
@@ -294,6 +295,7 @@ def test_an_index_out_of_bounds_ends_a_sanitized_process(at: int, room_at: int) 
     assert "source.cu:6" in done.stderr
 
 
+@pytest.mark.kernels
 def test_within_bounds_a_sanitized_process_ends_well() -> None:
     done = run_sanitized(BOUNDS, str(folder()), "3", "3")
     assert (done.returncode, done.stdout, done.stderr) == (0, "2.0\n", "")

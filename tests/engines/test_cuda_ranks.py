@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from types import SimpleNamespace
 import numpy as np
 import cuda_runs
 from cuda_runs import CpuDevice
-from cuda_stand_in import StandIn
+from cupy_stand_in import StandIn
 from panel_runs import Case
 from catopt_xp.backend.devices import DeviceError
 from catopt_xp.backend.xp import CupyBackend, asnumpy
@@ -102,6 +103,7 @@ def one_gpu(kernels: Path) -> dict[str, list[Any]]:
     return dict(found)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_on_gpus_have_the_bits_of_one_gpu(ranks: int, kernels: Path, one_gpu: dict[str, list[Any]]) -> None:
     for rank, found in enumerate(bits(ranks, RUNS, kernels)):
@@ -116,6 +118,7 @@ say([train(case)[0], train(case, change=in_turn)[0]])
 """
 
 
+@pytest.mark.kernels
 def test_another_order_of_the_ranks_sums_is_noticed(kernels: Path) -> None:
     for right, wrong in bits(3, PLANTED, kernels):
         assert right[0] != wrong[0]
@@ -158,7 +161,9 @@ def alone(kernels: Path) -> list[Any]:
     return list(found)
 
 
-@pytest.mark.parametrize(("nccl", "transport"), [("all", "NCCL"), ("some", "through the host")])
+@pytest.mark.parametrize(
+    ("nccl", "transport"), [("all", "NCCL"), pytest.param("some", "through the host", marks=pytest.mark.kernels)]
+)
 def test_sums_travel_by_nccl_where_every_rank_has_it(
     nccl: str, transport: str, kernels: Path, alone: list[Any]
 ) -> None:
@@ -171,12 +176,11 @@ def test_sums_travel_by_nccl_where_every_rank_has_it(
 
 # --- a GPU for each rank ------------------------------------------------------------------------------------------
 
-# `found`: for each rank on which GPU of the machine it trains, or the error; then the reason, and what was warned.
+# For each case, on which GPU of the machine this rank trains, or the error; then the reason, and what was warned.
 DEVICES = """
-import warnings
+import json, warnings
 import catopt_xp.backend.ranks as distributed
 
-case, device, strict = sys.argv[2], sys.argv[3], sys.argv[4] == "strict"
 counts = {"two": 2, "one shown to each": 1, "one for both": 1, "none on the second": 1 - ranks.rank}
 
 def get_backend(asked, strict_device=None):
@@ -193,35 +197,41 @@ def get_backend(asked, strict_device=None):
     return made
 
 distributed.get_backend = get_backend
-with warnings.catch_warnings(record=True) as warned:
-    warnings.simplefilter("always")
-    try:
-        made = ranks.backend(device, strict)
-        found = [made.device, made.reason]
-    except Exception as error:
-        found = [type(error).__name__, str(error)]
-say([*found, [str(w.message) for w in warned]])
+said = []
+for case, device, strict, _ in json.loads(sys.argv[2]):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            made = ranks.backend(device, strict == "strict")
+            found = [made.device, made.reason]
+        except Exception as error:
+            found = [type(error).__name__, str(error)]
+    said.append([*found, [str(w.message) for w in warned]])
+say(said)
 """
+CHOICES = [
+    ("two", "auto", "", ["cuda:0", "cuda:1"]),
+    ("two", "cuda", "strict", ["cuda:0", "cuda:1"]),
+    ("two", "cpu", "", ["cpu", "cpu"]),
+    ("one shown to each", "auto", "", ["cuda:0", "cuda:0"]),
+    ("one for both", "auto", "", ["cpu", "cpu"]),
+    ("none on the second", "auto", "", ["cpu", "cpu"]),
+    ("none on the second", "cuda", "", ["cpu", "cpu"]),
+    ("none on the second", "cuda", "strict", ["DeviceError", "DeviceError"]),
+    ("two", "cuda:1", "", ["ValueError", "ValueError"]),
+]
 
 
-@pytest.mark.parametrize(
-    ("case", "device", "strict", "found"),
-    [
-        ("two", "auto", "", ["cuda:0", "cuda:1"]),
-        ("two", "cuda", "strict", ["cuda:0", "cuda:1"]),
-        ("two", "cpu", "", ["cpu", "cpu"]),
-        ("one shown to each", "auto", "", ["cuda:0", "cuda:0"]),
-        ("one for both", "auto", "", ["cpu", "cpu"]),
-        ("none on the second", "auto", "", ["cpu", "cpu"]),
-        ("none on the second", "cuda", "", ["cpu", "cpu"]),
-        ("none on the second", "cuda", "strict", ["DeviceError", "DeviceError"]),
-        ("two", "cuda:1", "", ["ValueError", "ValueError"]),
-    ],
-)
-def test_each_rank_has_a_gpu_of_its_own_or_none_has_one(
-    case: str, device: str, strict: str, found: list[str], kernels: Path
-) -> None:
-    said = answers(2, PRELUDE + DEVICES, str(kernels), case, device, strict, seconds=120)
+@pytest.fixture(scope="module")
+def chosen(kernels: Path) -> list[Any]:
+    """By rank and case what `DEVICES` found: both ranks start once."""
+    return answers(2, PRELUDE + DEVICES, str(kernels), json.dumps(CHOICES), seconds=120)
+
+
+@pytest.mark.parametrize("number", range(len(CHOICES)), ids=[" ".join(filter(None, choice[:3])) for choice in CHOICES])
+def test_each_rank_has_a_gpu_of_its_own_or_none_has_one(number: int, chosen: list[Any]) -> None:
+    case, device, strict, found = CHOICES[number]
+    said = [of_rank[number] for of_rank in chosen]
     if device == "cuda:1":
         assert said[0][1] == 'ranks take a device each, not \'cuda:1\': choose "auto", "cpu" or "cuda"'
     assert [device for device, _, _ in said] == found
@@ -263,6 +273,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.kernels
 def test_where_one_gpu_fails_its_check_all_take_the_slower_kernels(kernels: Path) -> None:
     why = "each of 2 ranks its panels, on a GPU of its own; sums through the host"
     for failing, engine, tried in (("", "CudaEngine", 1), ("CudaEngine", "CoresEngine", 2)):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import some
 from PIL import Image
 from ranks import OBSTACLE, answers, run, start
 
@@ -163,7 +164,11 @@ def bits(ranks: int, runs: str) -> list[dict[str, list[str]]]:
 
 @pytest.mark.parametrize(
     ("ranks", "runs", "count"),
-    [(3, "few", 15), (4, "few", 15), *(pytest.param(n, "many", 45, marks=pytest.mark.long) for n in (2, 3, 4))],
+    [
+        (3, "few", 15),
+        pytest.param(4, "few", 15, marks=pytest.mark.hardening),
+        *(pytest.param(n, "many", 45, marks=pytest.mark.long) for n in (2, 3, 4)),
+    ],
 )
 def test_every_optimizer_has_the_bits_of_one_process_on_every_rank(ranks: int, runs: str, count: int) -> None:
     (one,) = bits(1, runs)
@@ -204,10 +209,8 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_the_checkpoint_of_ranks_is_that_of_one_process_and_goes_on_anywhere(
-    ranks: int, one_process: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.hardening)])
+def test_a_checkpoint_of_ranks_goes_on_with_any_number_of_them(ranks: int, one_process: Path, tmp_path: Path) -> None:
     half, whole, alone = (tmp_path / name for name in ("half", "whole", "alone"))
     assert trained(half, ranks, "--epochs", "2", "--quiet").returncode == 0
     latest = str(half / "model_latest.npz")
@@ -217,6 +220,7 @@ def test_the_checkpoint_of_ranks_is_that_of_one_process_and_goes_on_anywhere(
     assert_same_checkpoint(alone, one_process)
 
 
+@pytest.mark.hardening
 def test_the_first_rank_alone_prints_and_writes(tmp_path: Path) -> None:
     done = trained(tmp_path / "runs", 3, "--epochs", "2", figure=True)
     assert done.returncode == 0
@@ -258,12 +262,13 @@ say([hashlib.sha256(weights).hexdigest(), result.history.dev_loss])
 """
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.hardening)])
 def test_photographs_are_decoded_in_shares_and_exchanged(ranks: int, photographs: Path) -> None:
     one = answers(1, PHOTOGRAPHS, str(photographs), "skip")
     assert answers(ranks, PHOTOGRAPHS, str(photographs), "skip") == one * ranks
 
 
+@pytest.mark.hardening
 def test_a_broken_photograph_in_the_share_of_one_rank_is_named_once(photographs: Path, tmp_path: Path) -> None:
     words = ["-m", "catopt_xp", "train", "--data", str(photographs), "--distributed", "--save-dir", str(tmp_path)]
     done = run(2, words)
@@ -291,6 +296,7 @@ say(ranks.sent_bytes)
 """
 
 
+@pytest.mark.hardening
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_step_sends_one_block_of_sums_for_a_power_of_two_of_panels(ranks: int) -> None:
     block = 64 * padded(30, PRODUCT_UNITS) * 4 + 4  # samples, units, bytes; and whether to stop
@@ -308,6 +314,7 @@ def test_started_by_mpi_without_the_flag_nothing_is_done(tmp_path: Path) -> None
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.hardening
 def test_more_ranks_than_panels_end_in_one_line(tmp_path: Path) -> None:
     few = ["--img-shape", "16x16", "--train-size", "20", "--dev-size", "5"]
     done = run(4, ["-m", "catopt_xp", "train", *few, "--distributed", "--save-dir", str(tmp_path)])
@@ -370,12 +377,14 @@ except (ValueError, OSError) as error:
 """
 
 
+@pytest.mark.hardening
 @pytest.mark.parametrize("how", ["brake", "one looks", "save survives"])
 def test_what_callbacks_of_one_rank_do_is_done_by_all(how: str, tmp_path: Path) -> None:
     said = answers(2, ONE_DIFFERS, how, str(tmp_path), seconds=60)
     assert said == [["trained", 1 if how == "brake" else 4]] * 2
 
 
+@pytest.mark.hardening
 @pytest.mark.parametrize(
     ("how", "told"),
     [
@@ -389,6 +398,7 @@ def test_what_does_not_fit_together_is_refused_on_every_rank(how: str, told: str
         assert told in text
 
 
+@pytest.mark.hardening
 def test_a_rank_that_decodes_nothing_of_its_share_takes_part(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("cats", "dogs"):
@@ -402,15 +412,15 @@ def test_a_rank_that_decodes_nothing_of_its_share_takes_part(tmp_path: Path) -> 
     assert answers(4, PHOTOGRAPHS.replace("dev_loss", "train_loss"), str(tmp_path), "skip") == one * 4
 
 
-@pytest.mark.parametrize(
-    ("where", "told"),
-    [
-        ("data", "rank 1 of 3: ValueError: X is not finite at feature"),
-        ("arguments", "rank 1 of 3: ValueError: X has 40 samples and Y has 39"),
-        ("training", "error on rank 1 of 3: the machine is on fire"),
-        ("seed", "rank 1 has other arguments than rank 0: start all ranks with the same arguments"),
-    ],
-)
+FAILURES = [
+    ("data", "rank 1 of 3: ValueError: X is not finite at feature"),
+    ("arguments", "rank 1 of 3: ValueError: X has 40 samples and Y has 39"),
+    ("training", "error on rank 1 of 3: the machine is on fire"),
+    ("seed", "rank 1 has other arguments than rank 0: start all ranks with the same arguments"),
+]
+
+
+@pytest.mark.parametrize(("where", "told"), some(FAILURES, FAILURES[:1], pytest.mark.hardening))
 def test_what_fails_on_one_rank_ends_all(where: str, told: str) -> None:
     program = "import sys\nfrom mpi4py import MPI\ncomm = MPI.COMM_WORLD\n" + ONE_FAILS
     done = run(3, ["-c", program, where, "5"], seconds=60)
@@ -456,6 +466,7 @@ def assert_goes_on_as_if_nothing_had_been(folder: Path, tmp_path: Path) -> None:
         assert array.tobytes() == others[name].tobytes(), name
 
 
+@pytest.mark.hardening
 @pytest.mark.skipif(not os.path.exists("/proc"), reason="looks for the ranks in /proc, which this system has not")
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_rank_that_is_killed_ends_all_and_leaves_the_checkpoint(victim: int, tmp_path: Path) -> None:
@@ -466,6 +477,7 @@ def test_a_rank_that_is_killed_ends_all_and_leaves_the_checkpoint(victim: int, t
     assert_goes_on_as_if_nothing_had_been(tmp_path / "runs", tmp_path)
 
 
+@pytest.mark.hardening
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path: Path) -> None:
     with begun(tmp_path / "runs") as process:
         os.kill(children(process)[1], signal.SIGTERM)
@@ -486,7 +498,8 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_disk_too_full_for_a_checkpoint_ends_all_and_leaves_no_part_of_one(tmp_path: Path) -> None:
+@pytest.mark.hardening
+def test_a_full_disk_ends_all_ranks_and_leaves_no_part(tmp_path: Path) -> None:
     words = ["train", *TRAIN[3:], "--hidden", "30", "--epochs", "3", "--distributed", "--save-dir", str(tmp_path)]
     done = run(2, ["-c", FULL, *words], seconds=60)
     assert done.returncode == 1

@@ -87,7 +87,7 @@ def assert_refused(arguments: dict[str, Any], obstacle: str) -> None:
 
 
 @pytest.mark.parametrize("obstacle", OBSTACLES)
-def test_what_the_panel_engine_cannot_run_goes_to_the_plain_one_with_the_reason(obstacle: str) -> None:
+def test_what_panels_cannot_run_goes_to_the_plain_engine(obstacle: str) -> None:
     assert_refused(setting(**OBSTACLES[obstacle]), obstacle)
 
 
@@ -248,6 +248,7 @@ def test_compiled_code_is_kept_for_the_next_process(kept: tuple[Path, str]) -> N
     assert files() == before  # nothing was compiled anew
 
 
+@pytest.mark.hardening
 def test_each_index_of_kept_code_is_of_one_code_alone(kept: tuple[Path, str], tmp_path: Path) -> None:
     """Two processes that add to one index at once can each be handed the other's code later."""
     shutil.copytree(kept[0], tmp_path, dirs_exist_ok=True)
@@ -258,18 +259,21 @@ def test_each_index_of_kept_code_is_of_one_code_alone(kept: tuple[Path, str], tm
         assert len(list(tmp_path.rglob(f"{name}.*.nbc"))) == 1
 
 
+@pytest.mark.hardening
 def test_without_a_folder_for_compiled_code_training_works(kept: tuple[Path, str]) -> None:
     """A folder below a file can be made by nobody, root included; no other place is offered."""
     nowhere = {"NUMBA_CACHE_DIR": os.devnull + "/folder", "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
     assert python(PROGRAM, **nowhere) == kept[1]
 
 
+@pytest.mark.hardening
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on the size of files are POSIX")
 def test_with_a_disk_too_full_for_compiled_code_training_works(tmp_path: Path, kept: tuple[Path, str]) -> None:
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
     assert python(full + PROGRAM, NUMBA_CACHE_DIR=str(tmp_path)) == kept[1]
 
 
+@pytest.mark.hardening
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
 def test_with_compiled_code_that_is_damaged_training_works(tmp_path: Path, kept: tuple[Path, str], suffix: str) -> None:
     """As after a power cut: the name is there, the bytes are not."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import some
 from numba import njit
 from numba.core.codegen import get_host_cpu_features
 from panel_runs import OPTIONS, Array, Case, python, run, state
@@ -133,8 +134,7 @@ def test_every_optimizer_has_a_kernel_here() -> None:
 # --- whole runs with extreme numbers ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("optimizer", "moment"), [("adam", "v"), ("rmsprop", "s")])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("optimizer", "moment", "dtype"), [("adam", "v", "float32"), ("rmsprop", "s", "float64")])
 def test_where_a_second_moment_is_infinite_the_weights_stay(optimizer: str, moment: str, dtype: str) -> None:
     for kind in (PlainEngine, PanelEngine):
         case = Case(dtype=dtype, optimizer=optimizer)
@@ -148,8 +148,14 @@ def test_where_a_second_moment_is_infinite_the_weights_stay(optimizer: str, mome
 
 
 @pytest.mark.skipif(not FLUSHES, reason="only x86 processors are told to take subnormal numbers for 0")
-@pytest.mark.parametrize("optimizer", ["momentum", "rmsprop", "adam"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("optimizer", "dtype"),
+    some(
+        [(optimizer, dtype) for optimizer in ("momentum", "rmsprop", "adam") for dtype in ("float32", "float64")],
+        [("adam", "float32"), ("momentum", "float64")],
+        pytest.mark.hardening,
+    ),
+)
 def test_moments_of_dead_units_never_stay_subnormal(optimizer: str, dtype: str) -> None:
     case = Case(dtype=dtype, optimizer=optimizer, activation="relu", epochs=20, n_x=300)
     engine = case.engine(PanelEngine)
@@ -198,6 +204,7 @@ for kind, samples, dtype, options in (
 """
 
 
+@pytest.mark.hardening
 @pytest.mark.skipif(not X86, reason="the vectors of other x86 processors can be tried on one of them only")
 @pytest.mark.parametrize(
     ("name", "features", "vector_bytes"),

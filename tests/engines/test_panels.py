@@ -143,7 +143,7 @@ def test_a_task_is_no_longer_than_asked_for() -> None:
 
 
 @pytest.mark.parametrize("panels", [1, 2, 7, 8, 16, 17, 40])
-def test_the_grain_of_some_panels_is_the_longest_task_that_cuts_them_into_subtrees(panels: int) -> None:
+def test_the_grain_is_the_longest_task_of_whole_subtrees(panels: int) -> None:
     for first, stop in itertools.combinations(range(panels + 1), 2):
         ends = [first] if stop == panels else [first, stop]
         lengths = [length for length in (1, 2, 4, 8) if all(end % length == 0 for end in ends)]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from marks import some
 from numba import njit
 from panel_runs import OPTIONS, Case, assert_same_bits, assert_same_numbers, is_alive, run
 
@@ -27,7 +28,7 @@ def chapter_case(**more: Any) -> Case:
     return Case(**({"activation": "relu", "n_x": 200} | more))
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", some(OPTIONS, ["nesterov", "adam hat"], pytest.mark.hardening))
 def test_with_every_rule_the_numbers_are_those_of_the_plain_engine(name: str) -> None:
     optimizer, options = OPTIONS[name]
     for decays in ({}, {"weight_decay": 0.1, "l2": 0.05}):

@@ -1,4 +1,4 @@
-"""Each long test of this folder leaves a record of what it did."""
+"""Every test of this folder is marked "hardening"; each long one leaves a record of what it did."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ if sys.platform != "win32":
     import fcntl
 
 RESULTS = Path(__file__).parent / "results" / "long_tests.json"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker("hardening")
 
 
 @pytest.fixture

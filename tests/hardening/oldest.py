@@ -21,6 +21,7 @@ import environments
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+EVERYTHING = "kernels or hardening or not (kernels or hardening)"  # but the long tests, which it does not name
 OPTIONS = {
     "oldest": ["--resolution", "lowest-direct"],
     "newest": [],
@@ -49,7 +50,7 @@ def check_oldest(told: dict[str, str]) -> None:
 
 def run_suite(interpreter: Path, words: list[str]) -> dict[str, Any]:
     """Counts of the tests by outcome, and the names of those that failed."""
-    command = [interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
+    command = [interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", EVERYTHING, *words]
     environment = os.environ | {"CI": "true", "PATH": f"{interpreter.parent}{os.pathsep}{os.environ['PATH']}"}
     start, lines = time.monotonic(), []
     with subprocess.Popen(

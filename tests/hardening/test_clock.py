@@ -98,9 +98,7 @@ def test_a_bar_shows_no_negative_time_and_does_not_stand_still(clock: Clock, lea
     assert "200/200" in text
 
 
-def test_what_a_living_process_writes_is_not_removed_and_what_a_killed_one_left_is(
-    clock: Clock, leap: float, tmp_path: Path
-) -> None:
+def test_only_a_killed_process_s_files_are_removed(clock: Clock, leap: float, tmp_path: Path) -> None:
     file = tmp_path / "a.npz"
     left = tmp_path / ".a.npz.0123abcd.tmp"
     left.write_bytes(b"half")

@@ -182,7 +182,7 @@ def test_a_csv_that_cannot_grow_keeps_its_whole_rows_at_any_byte(tmp_path: Path)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorboardX leaves its file open then
-def test_events_that_cannot_be_written_at_any_byte_are_said_and_stay_readable(tmp_path: Path) -> None:
+def test_events_stay_readable_where_the_disk_is_full(tmp_path: Path) -> None:
     from small_disk import check_whole
 
     first, both = two_epochs()
@@ -277,9 +277,7 @@ def test_any_call_that_fails_leaves_the_file_of_before(
     assert content(tmp_path) == {name: b"what was there"}
 
 
-def test_a_cleanup_that_fails_too_hides_neither_the_reason_nor_an_interruption(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_cleanup_does_not_hide_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any, **options: Any) -> Any:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 

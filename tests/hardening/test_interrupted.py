@@ -315,7 +315,7 @@ def same_bits(one: TrainResult, other: TrainResult) -> bool:
 @pytest.mark.parametrize("stride", [61, pytest.param(1, marks=pytest.mark.long)], ids=["some", "every"])
 @pytest.mark.parametrize("how", ["calls", "errors"])
 @pytest.mark.filterwarnings("ignore:at the end of the run")
-def test_a_run_interrupted_in_any_call_of_the_system_goes_on_with_the_same_bits(
+def test_a_run_interrupted_in_any_system_call_keeps_its_bits(
     how: str, stride: int, tmp_path: Path, record: Record
 ) -> None:
     options: dict[str, Any] = {"engine": "plain", "total_epoch": 3, "checkpoint_every_steps": 2, "early_stopping": 9}

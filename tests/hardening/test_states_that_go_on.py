@@ -91,9 +91,7 @@ def crashing(updates: int) -> Iterator[None]:
 
 
 @times(20, 400)
-def test_a_run_of_any_options_that_crashed_anywhere_ends_with_the_same_bits(
-    examples: int, record: Record, tmp_path: Path
-) -> None:
+def test_any_run_that_crashed_anywhere_keeps_its_bits(examples: int, record: Record, tmp_path: Path) -> None:
     tally = Tally()
 
     @given(

@@ -103,7 +103,7 @@ def test_the_wheel_has_the_package_and_nothing_else(built: tuple[Path, Path]) ->
     assert {Path(name).suffix for name in own} == {".py", ".pyi", ".cu", ".typed"}
 
 
-def test_the_sdist_has_what_is_needed_to_build_and_to_test_and_nothing_else(built: tuple[Path, Path]) -> None:
+def test_the_sdist_has_what_building_and_testing_need(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[0]) as archive:
         members = archive.getmembers()
     assert all(member.isfile() for member in members)
@@ -172,7 +172,7 @@ def run(*command: object, **options: Any) -> str:
 
 
 @pytest.mark.long
-def test_the_built_files_install_in_an_empty_environment_and_do_the_main_job(
+def test_the_built_files_install_and_do_the_main_job(
     built: tuple[Path, Path], tmp_path: Path, record: Callable[..., None]
 ) -> None:
     """Needs a package index, for the dependencies. twine says what an index would say of the files."""

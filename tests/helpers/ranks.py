@@ -17,7 +17,8 @@ OBSTACLE = None if MPIEXEC else "no mpiexec beside this Python or on the path: p
 def start(ranks: int, words: list[str], **options: Any) -> subprocess.Popen[str]:
     """`words`, what follows on the interpreter's name, on so many ranks of one thread each."""
     assert MPIEXEC is not None
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     command = [MPIEXEC, "-n", str(ranks), sys.executable, *words]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, **pipes, **options)

@@ -197,7 +197,7 @@ def test_one_hot_takes_labels_of_any_whole_dtype(backend: Backend) -> None:
         assert columns.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]]
 
 
-def test_which_outputs_say_probabilities_and_that_nobody_changes_the_tables() -> None:
+def test_tables_of_outputs_are_right_and_read_only() -> None:
     assert {name for name, output in OUTPUT_ACTIVATIONS.items() if output.classifies} == {"sigmoid", "softmax"}
     for part, field in ((OUTPUT_ACTIVATIONS["exp"], "loss"), (HIDDEN_ACTIVATIONS["tanh"], "backward")):
         with pytest.raises(dataclasses.FrozenInstanceError):

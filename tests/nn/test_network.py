@@ -87,7 +87,7 @@ def test_a_dropout_out_of_range_is_refused(dropout: float) -> None:
         DeepNetwork([3, 1], ["sigmoid"], dropout=dropout)
 
 
-def test_weights_start_normal_with_variance_2_over_inputs_and_biases_at_zero() -> None:
+def test_weights_start_normal_and_biases_at_zero() -> None:
     model = DeepNetwork([4000, 300, 1], ["relu", "sigmoid"], seed=5)
     W0 = model.save()["W0"]
     assert W0.dtype == np.float32
@@ -161,9 +161,7 @@ def test_block_widths_do_not_change_results_beyond_rounding(cache_bytes: int, pi
 @pytest.mark.parametrize(
     ("count", "cache_bytes"), [(1, 1 << 20), (64, 1 << 20), (2000, 1 << 20), (64, 1), (8, 1 << 30)]
 )
-def test_blocks_cover_every_feature_once_and_fit_the_cache_unless_too_narrow(
-    n_x: int, count: int, cache_bytes: int
-) -> None:
+def test_blocks_cover_every_feature_once_and_fit_the_cache(n_x: int, count: int, cache_bytes: int) -> None:
     backend = NumpyBackend()
     backend.cache_bytes = cache_bytes
     samples = np.broadcast_to(np.float32(0), (count, n_x))
@@ -348,7 +346,7 @@ def test_masks_are_a_function_of_seed_and_position() -> None:
         assert not np.array_equal(first, masked(seed, position)), (seed, position)
 
 
-def test_masks_are_inverted_one_for_each_hidden_layer_and_equal_on_every_device(backend: Backend) -> None:
+def test_dropout_masks_are_equal_on_every_device(backend: Backend) -> None:
     model = DeepNetwork([4, 50, 40, 2], ["relu", "tanh", "sigmoid"], dropout=0.2, device=backend)
     drawn, own_drawn = dropout_masks(model, 200), dropout_masks(model.to("cpu"), 200)
     assert drawn is not None
@@ -557,7 +555,7 @@ def test_lists_are_taken_as_arrays() -> None:
     assert model.evaluate([[0.0], [0.0]], [0]) == 1.0
 
 
-def test_each_pass_by_hand_drops_other_units_and_the_position_decides_which() -> None:
+def test_the_position_decides_which_units_are_dropped() -> None:
     model, X = DeepNetwork([3, 50, 1], ["relu", "sigmoid"], dropout=0.5), np.ones((3, 1), np.float32)
     first, second = model.forward(X), model.forward(X)
     assert first.tolist() != second.tolist()

@@ -77,9 +77,7 @@ def same_bits(one: BaseOptimizer, other: BaseOptimizer) -> bool:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @each_optimizer
-def test_arrays_of_any_shape_and_stride_are_updated_in_place_as_contiguous_ones(
-    cls: type[BaseOptimizer], dtype: str
-) -> None:
+def test_arrays_of_any_stride_are_updated_like_contiguous_ones(cls: type[BaseOptimizer], dtype: str) -> None:
     shapes: dict[str, tuple[int, ...]] = {
         "W0": (4, 6),
         "W1": (5,),
@@ -131,7 +129,7 @@ def test_the_sliced_update_of_a_flat_buffer_is_the_update_of_whole_arrays(
 
 @pytest.mark.parametrize(("slices", "tasks"), [(15, 0), (16, 16), (40, 16)])
 @each_variant
-def test_an_update_of_many_slices_is_dealt_to_threads_and_has_the_same_bits(
+def test_an_update_over_several_threads_has_the_same_bits(
     cls: type[BaseOptimizer], variant: dict[str, Any], slices: int, tasks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base_optimizer, "SLICE", 16)
@@ -208,9 +206,7 @@ def test_the_flat_state_is_the_live_parameters_and_moments(cls: type[BaseOptimiz
 
 
 @each_optimizer
-def test_gradients_add_up_with_their_weights_and_the_callers_arrays_are_copied(
-    cls: type[BaseOptimizer], backend: Backend
-) -> None:
+def test_weighted_gradients_add_up_in_copies(cls: type[BaseOptimizer], backend: Backend) -> None:
     def place(values: list[float]) -> Parameters:
         return Parameters(backend.asarray(values, "float64"), {"W0": (1, 2), "b0": (1, 1)})
 
@@ -260,7 +256,7 @@ def test_a_dict_of_gradients_moves_a_flat_buffer_as_a_buffer_does(cls: type[Base
 
 
 @each_optimizer
-def test_a_step_without_a_gradient_and_a_gradient_that_does_not_match_are_refused(cls: type[BaseOptimizer]) -> None:
+def test_missing_and_mismatched_gradients_are_refused(cls: type[BaseOptimizer]) -> None:
     optimizer = cls({"W0": np.ones((2, 1))}, 0.1)
     with pytest.raises(RuntimeError, match="step: there is no gradient; call add_grad first"):
         optimizer.step()
@@ -712,7 +708,7 @@ def test_moments_of_a_gradient_that_has_died_become_zero_and_not_subnormal(kind:
     assert not any(np.any(x) for name, x in optimizer.save().items() if "/" in name)
 
 
-def test_subnormal_moments_become_zero_every_32_steps_and_the_smallest_normal_one_stays() -> None:
+def test_subnormal_moments_become_zero_every_32_steps() -> None:
     tiny = float(np.finfo(np.float32).smallest_normal)
     optimizer = Momentum({"W0": np.ones(2, np.float32)}, 1e-3, beta=0.5)
     zero_after = []

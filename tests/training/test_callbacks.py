@@ -142,7 +142,7 @@ def test_a_checkpoint_is_written_when_it_is_due_and_at_the_end(
     assert np.array_equal(flat(load_model(tmp_path / "mine.npz")), flat(result.model))
 
 
-def test_a_run_that_is_stopped_is_saved_by_a_checkpoint_after_what_stopped_it(tmp_path: Path) -> None:
+def test_a_checkpoint_saves_a_run_that_a_callback_stopped(tmp_path: Path) -> None:
     def stop(state: TrainState) -> None:
         state.stop = state.epoch == 1
 
@@ -151,7 +151,7 @@ def test_a_run_that_is_stopped_is_saved_by_a_checkpoint_after_what_stopped_it(tm
     assert read_checkpoint(tmp_path / "mine.npz")[1]["run"]["epoch"] == 2
 
 
-def test_what_another_run_writes_there_meanwhile_is_kept_and_that_is_said_once(tmp_path: Path) -> None:
+def test_another_run_s_checkpoint_is_kept_and_reported_once(tmp_path: Path) -> None:
     file, other = tmp_path / "mine.npz", tmp_path / "other.npz"
     fit(total_epoch=1, seed=1, callbacks=[Checkpointing(other)])
     before, told = other.read_bytes(), []

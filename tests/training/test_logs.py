@@ -123,7 +123,7 @@ def test_a_resumed_run_has_each_epoch_once_in_its_logs(tmp_path: Path, action: A
 
 
 @pytest.mark.parametrize("how", ["replaced", "added to", "removed"])
-def test_a_csv_that_something_else_writes_too_is_whole_again_with_the_next_row(tmp_path: Path, how: str) -> None:
+def test_a_csv_changed_by_others_is_whole_after_the_next_row(tmp_path: Path, how: str) -> None:
     file = tmp_path / "log" / "a.csv"
 
     def disturb(state: TrainState) -> None:
@@ -206,7 +206,7 @@ class Fill:
 X = np.random.default_rng(0).integers(0, 256, (40, 12), dtype=np.uint8).T
 Y = (X[:6].mean(axis=0, keepdims=True) > 128).astype(int)
 log = {"csv": CsvLog, "json": JsonLog, "tensorboard": TensorBoard}[sys.argv[1]](sys.argv[2])
-train(X=X, Y=Y, save_dir=None, total_epoch=5, device="cpu", verbose=False, callbacks=[log, Fill()])
+train(X=X, Y=Y, save_dir=None, total_epoch=5, device="cpu", engine="plain", verbose=False, callbacks=[log, Fill()])
 """
 
 
@@ -238,7 +238,7 @@ from catopt_xp.training.callbacks import CsvLog, JsonLog
 
 folder = Path(sys.argv[1])
 logs = [CsvLog(folder / "a.csv"), JsonLog(folder / "a.json")]
-fit(callbacks=logs, save_dir=folder, total_epoch=10**6, print_interval=3, learning_rate=1e-4)
+fit(callbacks=logs, save_dir=folder, total_epoch=10**6, print_interval=3, learning_rate=1e-4, engine="plain")
 """
 
 

@@ -141,7 +141,7 @@ def test_stages_that_took_no_time_were_not_recorded() -> None:
         assert [text.get_text() for text in stages.texts] == ["not recorded"]
 
 
-def test_curves_that_lie_on_each_other_have_their_markers_at_different_places() -> None:
+def test_equal_curves_have_markers_at_different_places() -> None:
     long = RUN | {"epoch": list(range(100)), "learning_rate": [1e-3] * 100, "seconds": [1.0] * 100, "train_loss": []}
     starts = [line.get_markevery()[0] for line in panel(plot_comparison({"a": long, "b": long}), "Learning rate").lines]
     assert starts[0] != starts[1]
@@ -159,7 +159,7 @@ def test_the_moving_average_spans_an_epoch_of_many_steps() -> None:
     assert drawn["moving average of 30 mini-batches"][1][29:] == pytest.approx([0.5] * 61)
 
 
-def test_comparison_draws_every_run_by_epoch_and_by_second_in_its_own_style() -> None:
+def test_comparison_draws_every_run_by_epoch_and_by_second() -> None:
     slow = RUN | {"seconds": [1.0, 1.0, 1.0]}
     figure = plot_comparison({"batch 8": slow, "batch 64": RUN}, title="batch size")
     by_epoch, by_second = panel(figure, "Cost by epoch"), panel(figure, "Cost by time")

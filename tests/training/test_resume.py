@@ -189,7 +189,7 @@ def test_objects_of_the_caller_s_own_are_filled_from_the_checkpoint(tmp_path: Pa
     assert np.array_equal(parameters.flat, straight.model.save().flat)  # type: ignore[attr-defined]
 
 
-def test_without_an_optimizer_that_of_the_checkpoint_goes_on_with_its_schedule(tmp_path: Path) -> None:
+def test_the_checkpoint_s_optimizer_goes_on_with_its_schedule(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "optimizer_options": {"beta": 0.8, "l2": 0.01},
         "learning_rate": 0.02,

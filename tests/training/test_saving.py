@@ -127,7 +127,7 @@ def test_a_state_that_was_saved_by_hand_stands_at_the_optimizers_epoch(tmp_path:
     assert (run.epoch, run.batches, run.losses, run.best) == (1, 0, None, None)
 
 
-def test_another_optimizers_state_gives_the_weights_and_the_epoch_with_a_warning(tmp_path: Path) -> None:
+def test_another_optimizer_s_state_is_skipped_with_a_warning(tmp_path: Path) -> None:
     model, optimizer = pair()
     learn(model, optimizer)
     optimizer.increase_epoch()

@@ -195,7 +195,7 @@ class SignDescent(GradientDescent):
             p -= self.learning_rate * np.sign(self._gradient[name])
 
 
-def test_an_optimizer_with_a_step_of_its_own_is_stepped_through_the_protocol() -> None:
+def test_an_optimizer_with_its_own_step_is_called_by_protocol() -> None:
     model, expected = small_network(), small_network()
     SignDescent.calls = 0
     fit(model=model, optimizer=SignDescent(model.save(), 0.001), total_epoch=2)
@@ -216,7 +216,7 @@ def test_pixels_and_their_values_in_0_to_1_train_alike() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_a_sample_major_set_is_never_copied_and_another_layout_once_and_said(dtype: str) -> None:
+def test_only_a_feature_major_set_is_copied_once_with_a_notice(dtype: str) -> None:
     X, Y = small_set()
     sample_major = X.T.astype(dtype).T
     if dtype == "float32":

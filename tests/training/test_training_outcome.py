@@ -77,7 +77,7 @@ def test_callbacks_see_every_epoch_and_can_end_the_run(tmp_path: Path) -> None:
     assert np.array_equal(flat(load_model(tmp_path / "model_latest.npz")), flat(result.model))
 
 
-def test_parameters_taken_before_training_are_live_and_stay_so_after_an_exception() -> None:
+def test_parameters_taken_before_training_stay_live() -> None:
     model = small_network()
     parameters, before, seen = model.save(), flat(model), Recorder(fail_after=1)
     optimizer = Adam(parameters, 0.01)

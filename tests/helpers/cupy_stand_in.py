@@ -1,11 +1,15 @@
-"""A stand-in for CuPy whose kernels run on the CPU (`cuda_on_cpu`), for tests of what talks to CuPy.
+"""Two stand-ins for CuPy without a GPU: one that counts, and one whose kernels run on the CPU (`cuda_on_cpu`).
 
-It takes everything as late as a GPU may: what is queued runs when the host waits for it, a copy reads its source then.
-And it refuses what CuPy and CUDA refuse, or would take wrongly without a word.
+`FakeCupy` has two devices and arrays that NumPy cannot take by accident; it counts kernels made and launched, and
+waits.
+
+`StandIn` takes everything as late as a GPU may: what is queued runs when the host waits for it, a copy reads its source
+then. And it refuses what CuPy and CUDA refuse, or would take wrongly without a word.
 """
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +17,134 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
-from cuda_runs import library
+
+# --- one that counts ----------------------------------------------------------------------------------------------
+
+
+class FakeDevice:
+    """A context manager that records which device is current, and who was waited for."""
+
+    def __init__(self, cupy: FakeCupy, index: int) -> None:
+        self.cupy, self.id = cupy, index
+
+    def __enter__(self) -> None:
+        self.cupy.current.append(self.id)
+
+    def __exit__(self, *error: object) -> None:
+        self.cupy.current.pop()
+
+    def synchronize(self) -> None:
+        self.cupy.waits.append(self.id)
+
+
+class FakeArray:
+    """A NumPy array in hiding: it has the device that was current, and NumPy cannot take it by accident."""
+
+    shape = property(lambda self: self.host.shape)
+    dtype = property(lambda self: self.host.dtype)
+    __cuda_array_interface__ = property(lambda self: {"version": 3})
+
+    def __init__(self, cupy: FakeCupy, host: Any, dtype: Any = None) -> None:
+        self.cupy, self.host = cupy, np.array(host, dtype=dtype)
+        self.device = FakeDevice(cupy, cupy.current[-1])
+
+    def __array__(self, *args: object, **kwargs: object) -> None:
+        raise TypeError("implicit conversion to a NumPy array is not allowed")
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def __getitem__(self, key: Any) -> FakeArray:
+        return FakeArray(self.cupy, self.host[key])
+
+    def __add__(self, other: Any) -> FakeArray:
+        return FakeArray(self.cupy, self.host + other)
+
+    def astype(self, dtype: Any, copy: bool = True) -> FakeArray:
+        return self if not copy and self.dtype == dtype else FakeArray(self.cupy, self.host, dtype)
+
+    def copy(self) -> FakeArray:
+        return FakeArray(self.cupy, self.host)
+
+    def get(self) -> np.ndarray[Any, Any]:
+        copied: np.ndarray[Any, Any] = self.host.copy()
+        return copied
+
+
+class FakeKernel:
+    """Runs, on all elements at once, a body whose C and Python differ in the integer division alone."""
+
+    def __init__(self, cupy: FakeCupy, inputs: str, outputs: str, body: str, name: str) -> None:
+        self.cupy, self.name = cupy, name
+        self.names = [part.split()[-1] for part in f"{inputs}, {outputs}".split(",")]
+        self.code = body.replace(" / ", " // ")
+        cupy.made.append(name)
+
+    def __call__(self, *arguments: Any) -> None:
+        hosts = [x.host.reshape(-1) if isinstance(x, FakeArray) else x for x in arguments]
+        scope = dict(zip(self.names, hosts, strict=True)) | {"i": np.arange(hosts[-1].size)}
+        exec(self.code, scope)
+        hosts[-1][...] = scope[self.names[-1]]
+        self.cupy.launched.append(self.name)
+
+
+class FakeEvent:
+    def __init__(self, cupy: FakeCupy) -> None:
+        self.cupy, self.time = cupy, 0.0
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def synchronize(self) -> None:
+        self.cupy.waits.append(self.cupy.current[-1])
+
+
+class FakeCupy(ModuleType):
+    """A stand-in for CuPy with two devices and no GPU: it counts kernels made and launched, and waits."""
+
+    ndarray = FakeArray
+
+    def __init__(self) -> None:
+        super().__init__("cupy")
+        self.current = [0]
+        self.made: list[str] = []
+        self.launched: list[str] = []
+        self.waits: list[int] = []
+        self.ElementwiseKernel = partial(FakeKernel, self)
+        self.from_dlpack = self.asarray
+        self.empty = self.zeros
+        properties = {"name": b"Fake GPU", "totalGlobalMem": 2**30}
+        self.cuda = SimpleNamespace(
+            Device=partial(FakeDevice, self),
+            Event=partial(FakeEvent, self),
+            get_elapsed_time=lambda first, last: 1000 * (last.time - first.time),
+            runtime=SimpleNamespace(
+                getDeviceCount=lambda: 2,
+                memGetInfo=lambda: (1000, 2**30),
+                runtimeGetVersion=lambda: 12090,
+                getDeviceProperties=lambda index: properties,
+            ),
+        )
+
+    def asarray(self, x: Any, dtype: Any = None) -> FakeArray:
+        x = getattr(x, "cuda", x)  # an array of another library that wraps one of ours
+        return x if isinstance(x, FakeArray) and dtype is None else FakeArray(self, x, dtype)
+
+    def arange(self, n: int, dtype: Any) -> FakeArray:
+        return FakeArray(self, np.arange(n), dtype)
+
+    def zeros(self, shape: Any, dtype: Any) -> FakeArray:
+        return FakeArray(self, np.zeros(shape), dtype)
+
+    def matmul(self, a: FakeArray, b: FakeArray, out: FakeArray) -> FakeArray:
+        np.matmul(a.host, b.host, out=out.host)
+        return out
+
+    def get_default_memory_pool(self) -> Any:
+        return SimpleNamespace(free_bytes=lambda: 24)
+
+
+# --- one whose kernels run on the CPU -----------------------------------------------------------------------------
 
 SHARED_BY_DEFAULT = 48 * 1024  # bytes that a kernel may use without asking
 
@@ -114,6 +245,8 @@ class Event:
 
 class RawKernel:
     def __init__(self, stand_in: StandIn, source: str, name: str) -> None:
+        from cuda_runs import library  # which compiles, and is not needed by who only counts
+
         self.stand_in, self.library, self.name = stand_in, library(source), name
         assert name in self.library.names
         self.max_dynamic_shared_size_bytes = SHARED_BY_DEFAULT
