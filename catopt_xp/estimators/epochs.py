@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from scipy.optimize import OptimizeResult, minimize
 
 from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.engines.choose import choose_engine
-from catopt_xp.engines.plain import Settings
+from catopt_xp.engines.plain import PlainEngine, Settings
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
+from catopt_xp.training.loop import run_epochs
 
 Rows = NDArray[np.int64]
 HostArray = NDArray[Any]
@@ -45,6 +46,40 @@ def shuffled(order: Rows, rng: np.random.RandomState) -> Rows:
     places = np.arange(len(order))
     rng.shuffle(places)
     return order[places]
+
+
+class DrawnOrders:
+    """The orders of m rows, epoch after epoch, as scikit-learn draws them.
+
+    `rng` draws them, one epoch ahead; with `shuffle` false every order is 0, 1, … m-1.
+    """
+
+    def __init__(self, m: int, rng: np.random.RandomState, shuffle: bool) -> None:
+        self.order, self.rng, self.shuffle = np.arange(m), rng, shuffle
+        self._ahead = 0  # orders that were drawn for epochs that have not begun
+        self._before = rng.get_state()  # the last draw
+
+    def __call__(self, epoch: int) -> Rows:
+        """The order of the next epoch, whatever its number."""
+        self._before = self.rng.get_state()
+        self._ahead += 1
+        if self.shuffle:
+            self.order = shuffled(self.order, self.rng)
+        return self.order
+
+    def begun_by(self, engine: PlainEngine) -> Callable[..., Iterator[int]]:
+        """The engine's `steps`, which tell that an epoch has begun."""
+
+        def steps(*asked: Any) -> Iterator[int]:
+            self._ahead -= 1
+            yield from engine.steps(*asked)
+
+        return steps
+
+    def take_back(self) -> None:
+        """Takes back the draw for an epoch that has not begun."""
+        if self._ahead:
+            self.rng.set_state(self._before)
 
 
 def placed_targets(network: DeepNetwork, targets: HostArray) -> Array:
@@ -87,34 +122,18 @@ class Training:
         After the last one, and wherever the caller leaves off, the weights are up to date and `rng` has made the draws
         of the epochs that were begun, no others.
         """
-        order, following = np.arange(self.engine.samples.shape[0]), None
-        works_ahead, drawn = self.engine.name == "panels", rng.get_state()
+        orders, start = DrawnOrders(self.engine.samples.shape[0], rng, shuffle), int(self.optimizer.epoch)
         try:
-            for epoch in range(count):
-                order = self._next(order, rng, shuffle) if following is None else following
-                following = None
-                if works_ahead and epoch + 1 < count:
-                    drawn = rng.get_state()
-                    following = self._next(order, rng, shuffle)
-                # What overflows ends in weights that are not finite, which is said in the end.
-                with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-                    loss = self._epoch(epoch, order, following)
-                self.optimizer.increase_epoch()
-                yield loss
+            for epoch in run_epochs(self.engine, orders, start, start + count, steps=orders.begun_by(self.engine)):
+                yield self._loss(epoch.losses)
         finally:
-            if following is not None:
-                rng.set_state(drawn)
+            orders.take_back()
             self.engine.settle()
 
-    @staticmethod
-    def _next(order: Rows, rng: np.random.RandomState, shuffle: bool) -> Rows:
-        return shuffled(order, rng) if shuffle else order
-
-    def _epoch(self, epoch: int, order: Rows, following: Rows | None) -> float:
+    def _loss(self, losses: NDArray[Any]) -> float:
+        """The loss of an epoch, the L2 penalty included: the mean over its batches, weighed by their samples."""
         engine, lengths = self.engine, np.array(self.engine.lengths)
-        for _ in engine.steps(epoch, order, 0, following):
-            pass
-        losses = engine.fetch_losses().astype(np.float64) * self.loss_scale
+        losses = losses.astype(np.float64) * self.loss_scale
         if self.penalty:
             losses += 0.5 * self.penalty * engine.fetch_squares() / np.array(engine.sizes, dtype=np.float64)
         return float((losses * lengths).sum() / lengths.sum())

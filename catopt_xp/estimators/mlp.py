@@ -203,7 +203,9 @@ class FittedNetwork:
         rate, stopped, self.n_iter_ = LearningRate(given, training.optimizer), False, 0
         best = None if judged is None else self._network.backend.asarray(flat + 0.0)
         try:
-            with closing(training.epochs(1 if incremental else given["max_iter"], rng, given["shuffle"])) as epochs:
+            epochs = training.epochs(1 if incremental else given["max_iter"], rng, given["shuffle"])
+            # What overflows ends in weights that are not finite, which is said in the end.
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"), closing(epochs):
                 for loss in epochs:
                     self._record(loss, samples.shape[0], given["verbose"])
                     if judged is None:
