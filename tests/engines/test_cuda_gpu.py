@@ -237,7 +237,7 @@ def test_training_on_a_gpu_runs_the_panel_engine(dtype: str) -> None:
 # Three epochs of a small run, on tensor cores and without them.
 SMALL_RUN = """
 import sys
-from catopt_xp.backend.xp.xp import get_backend
+from catopt_xp.backend.xp import get_backend
 from cuda_runs import PRODUCTS
 from panel_runs import Case, run
 for kind, dtype, samples in (PRODUCTS["tensor cores"], PRODUCTS["float64, pixels"]):
