@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -172,7 +173,7 @@ def test_orders_build_on_one_another_as_in_scikit_learn() -> None:
         assert np.array_equal(ours, theirs)
 
 
-def test_an_engine_that_works_ahead_is_told_the_order_that_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_is_told_the_order_that_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     orders: list[tuple[list[int], list[int] | None]] = []
 
     def steps(self: Any, epoch: int, order: Any, first: int = 0, following: Any = None) -> Any:
@@ -180,17 +181,29 @@ def test_an_engine_that_works_ahead_is_told_the_order_that_follows(monkeypatch: 
         yield 1
 
     monkeypatch.setattr(PlainEngine, "steps", steps)
-    for name, ahead in (("plain", False), ("panels", True)):
-        rng = np.random.RandomState(0)
-        network = initial_network([3, 1], "relu", "sigmoid", "float64", rng, get_backend("cpu"))
-        optimizer = GradientDescent(network.save(), 0.1)
-        given: dict[str, Any] = {"batch_size": 9, "penalty": 0.0, "loss_scale": 1.0, "engine": "plain"}
-        training = Training(network, optimizer, np.zeros((9, 3)), np.zeros((1, 9)), None, **given)
-        monkeypatch.setattr(training.engine, "name", name)
-        orders.clear()
-        assert len(list(training.epochs(3, rng, shuffle=True))) == 3
-        assert [following for _, following in orders[:-1]] == [order if ahead else None for order, _ in orders[1:]]
-        assert orders[-1][1] is None
+    rng = np.random.RandomState(0)
+    network = initial_network([3, 1], "relu", "sigmoid", "float64", rng, get_backend("cpu"))
+    optimizer = GradientDescent(network.save(), 0.1)
+    given: dict[str, Any] = {"batch_size": 9, "penalty": 0.0, "loss_scale": 1.0, "engine": "plain"}
+    training = Training(network, optimizer, np.zeros((9, 3)), np.zeros((1, 9)), None, **given)
+    assert len(list(training.epochs(3, rng, shuffle=True))) == 3
+    assert [following for _, following in orders[:-1]] == [order for order, _ in orders[1:]]
+    assert orders[-1][1] is None
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_epochs_left_early_have_made_their_own_draws_alone(epochs: int) -> None:
+    here, there = np.random.RandomState(0), np.random.RandomState(0)
+    network = initial_network([3, 1], "relu", "sigmoid", "float64", np.random.RandomState(1), get_backend("cpu"))
+    given: dict[str, Any] = {"batch_size": 9, "penalty": 0.0, "loss_scale": 1.0, "engine": "plain"}
+    optimizer = GradientDescent(network.save(), 0.1)
+    training = Training(network, optimizer, np.zeros((9, 3)), np.zeros((1, 9)), None, **given)
+    with closing(training.epochs(3, here, shuffle=True)) as losses:
+        for _ in range(epochs):
+            next(losses)
+    for _ in range(epochs):
+        shuffled(np.arange(9), there)
+    assert here.randint(1 << 30) == there.randint(1 << 30)
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,9 @@ from catopt_xp.backend.ranks import Ranks
 from catopt_xp.backend.xp import Array, Backend
 from catopt_xp.engines.cuda.device import CupyDevice, Device
 from catopt_xp.engines.cuda.launches import CHUNK_STEPS, EVALUATED, MIDDLE_THREADS, chunk_end, geometry_of, places
-from catopt_xp.engines.cuda.sharing import JoinedSums, OwnColumns, Room, State, Sums
+from catopt_xp.engines.cuda.sharing import Room, shared
 from catopt_xp.engines.cuda.source import address, is_aligned, scalars, source, table_width
 from catopt_xp.engines.plain import PlainEngine, Settings, Weights
-from catopt_xp.engines.ranks import PanelShares
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
@@ -63,7 +62,7 @@ class CudaEngine(PlainEngine):
         self.device: Device = CupyDevice(backend) if device is None else device
         self.device.load(source(self.geometry, model.activation_func, rule, self.aligned))
         self._buffers = {name: backend.zeros(shape, model.dtype) for name, shape in self.geometry.buffer_shapes.items()}
-        self._state, self.sums = self._share()
+        self._state, self.sums = shared(model.neuron_cnt[0], self.ranks, optimizer, self.geometry, self.device, backend)
         self._room = self.sums.room(self._buffers["part"])
         self._evaluated: Room | None = None  # the room of an evaluation, once there is one
         self._rows = backend.zeros((max(self.m + self.lengths[0], EVALUATED),), "int32")
@@ -74,15 +73,6 @@ class CudaEngine(PlainEngine):
         self._warm = False  # whether every kernel has run: a capture must not load one
         self._attached = False
         self._following: Rows | None = None  # the rows whose products `part` holds, with the weights as they are
-
-    def _share(self) -> tuple[State, Sums]:
-        """Parameters and moments as the kernels work on them, and who adds up the products."""
-        parts = self.geometry, self.device, self.backend
-        if self.ranks.size == 1:
-            return State(self.optimizer), Sums(*parts)
-        shares = PanelShares(self.network.neuron_cnt[0], self.ranks.rank, self.ranks.size)
-        state = OwnColumns(self.optimizer, self.backend, self.ranks, shares, self.geometry.tiles.units)
-        return state, JoinedSums(*parts, self.ranks, shares)
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -95,7 +85,8 @@ class CudaEngine(PlainEngine):
         behind = order[:0] if following is None else following[self.slices[0]]
         self._place(order, behind)
         if self._following is None or not np.array_equal(self._following, order[self.slices[first]]):
-            self._first_product(first)
+            self._multiply(self.samples, self.slices[first].start, self.lengths[first], self._room)
+            self.sums.after_product(self._room, self.lengths[first])
         waits: list[Callable[[], None]] = []
         self.device.upload(self._base, np.array([first], dtype=np.int32))
         k = first
@@ -126,11 +117,6 @@ class CudaEngine(PlainEngine):
         table = places(len(order), self.settings.batch_size, self.settings.drop_last, len(behind) > 0)
         self.device.upload(self._places, table)
         self._lengths_behind = table[:, 3]
-
-    def _first_product(self, first: int) -> None:
-        """The product of batch `first`."""
-        self._multiply(self.samples, self.slices[first].start, self.lengths[first], self._room)
-        self.sums.after_product(self._room, self.lengths[first])
 
     def _multiply(self, samples: Array, start: int, count: int, room: Room) -> None:
         """`W0 X` of the samples that `_rows` names from `start` on: a step without an update."""

@@ -2,7 +2,7 @@
 
 A process alone (`State`, `Sums`) works on the optimizer's arrays and has the products of all tiles. One of several
 ranks (`OwnColumns`, `JoinedSums`) has arrays of its own columns, and adds its sums to those of the others. The engine
-asks either kind the same questions.
+asks either kind the same questions, and `shared` alone decides which it has.
 """
 
 from __future__ import annotations
@@ -194,3 +194,14 @@ class JoinedSums(Sums):
         size = room.batch * self.geometry.tiles.units
         arguments = [room.everyone, np.int32(size), self._joins, np.int32(len(self._joins)), room.total]
         self.device.launch("join", (-(-size // SUMMING_THREADS),), SUMMING_THREADS, arguments, 0)
+
+
+def shared(
+    n_x: int, ranks: Ranks, optimizer: BaseOptimizer, geometry: StepGeometry, device: Device, backend: Backend
+) -> tuple[State, Sums]:
+    """The state and the sums of one of these ranks; `n_x`: features of all of them."""
+    if ranks.size == 1:
+        return State(optimizer), Sums(geometry, device, backend)
+    shares = PanelShares(n_x, ranks.rank, ranks.size)
+    state = OwnColumns(optimizer, backend, ranks, shares, geometry.tiles.units)
+    return state, JoinedSums(geometry, device, backend, ranks, shares)
