@@ -84,7 +84,7 @@ class PlainEngine:
         self.loss_dtype = common_dtype(model.save())
         self.losses = backend.zeros((len(self.lengths),), self.loss_dtype)
         self.weights = weights
-        self._weights = None if weights is None else backend.asarray(weights, dtype=self.loss_dtype)
+        self.device_weights = None if weights is None else backend.asarray(weights, dtype=self.loss_dtype)
         self.sizes: Sequence[float] = self.lengths  # what the sums over each batch of this epoch are divided by
         self._squares: list[Array] = []  # of this epoch's batches, with `Settings.squares`
         # Products use one thread, unless they are large enough to gain by more, and not cut for threads already.
@@ -175,7 +175,7 @@ class PlainEngine:
         self._begin_batch(k)
         self.model.position = (epoch, k)
         labels = self.backend.xp.take(self.targets, rows, axis=1)
-        given = () if self._weights is None else (self.backend.xp.take(self._weights, rows, axis=0),)
+        given = () if self.device_weights is None else (self.backend.xp.take(self.device_weights, rows, axis=0),)
         probabilities = self.model.forward_rows(self.samples, rows)
         loss = self.model.backward(labels, *given)
         self.losses[k] = self.model.loss(labels, probabilities, *given) if loss is None else loss

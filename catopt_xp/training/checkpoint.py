@@ -210,7 +210,9 @@ def changes(
         raise ValueError(
             f"the checkpoint stands within epoch {place.epoch}, which can only go on as it began: give {told}"
         )
-    changed += [k for k in ("optimizer", "options", "schedule_by", "data") if k in then and then[k] != now[k]]
+    changed += [
+        k for k in ("optimizer", "options", "schedule_by", "data", "weights") if k in then and then[k] != now[k]
+    ]
     model_then, model_now = then.get("model", {}), now["model"]
     if model_then and model_now and model_then["activation_func"] != model_now["activation_func"]:
         kept, given = (plain(", ".join(model["activation_func"])) for model in (model_then, model_now))

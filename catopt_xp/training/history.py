@@ -142,13 +142,13 @@ class History:
             self.timings[name] += time.perf_counter() - started
 
     def add_epoch(
-        self, epoch: int, learning_rate: float, losses: NDArray[Any], lengths: Sequence[int], seconds: float
+        self, epoch: int, learning_rate: float, losses: NDArray[Any], sizes: Sequence[float], seconds: float
     ) -> None:
-        """Adds an epoch: its mini-batch losses, the samples of each, and the seconds that it trained."""
+        """Adds an epoch: its mini-batch losses, what each weighs (its samples), and the seconds that it trained."""
         self.epoch.append(epoch)
         self.learning_rate.append(learning_rate)
         self.seconds.append(seconds)
-        self.train_loss.append(float(np.average(losses.astype(np.float64), weights=lengths)))
+        self.train_loss.append(float(np.average(losses.astype(np.float64), weights=sizes)))
         self.mini_batch_loss.extend(losses.tolist())
         self.timings["train"] += seconds
 

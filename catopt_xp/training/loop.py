@@ -226,7 +226,7 @@ class Loop:
         self._check_losses(epoch.number, epoch.learning_rate, losses)
         seconds = time.perf_counter() - self._started
         self.position = RunState(epoch=epoch.number + 1)
-        self.history.add_epoch(epoch.number, epoch.learning_rate, losses, self.engine.lengths, seconds)
+        self.history.add_epoch(epoch.number, epoch.learning_rate, losses, self.engine.sizes, seconds)
         self._record_waiting()
 
     def _record_waiting(self) -> None:
@@ -254,7 +254,9 @@ class Loop:
     def _evaluate(self, epoch: Epoch) -> None:
         """Accuracy and loss over the whole sets, recorded and said."""
         with self.history.stage("evaluate"):
-            accuracy, loss = self.ranks.from_first(self.engine.evaluate(*self.sets.train.whole))
+            accuracy, loss = self.ranks.from_first(
+                self.engine.evaluate(*self.sets.train.whole, self.engine.device_weights)
+            )
             if not np.isfinite(loss):  # an epoch's last update is seen by no mini-batch loss of it
                 raise self._diverged(f"the cost is {loss} after epoch {epoch.number}", epoch.learning_rate)
             text, dev = f"epoch {epoch.number:4d}: cost {loss:.4f}, accuracy {accuracy:.1%}", None

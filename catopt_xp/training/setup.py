@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +19,11 @@ from catopt_xp.data.load import load_data
 from catopt_xp.data.order import RowOrder
 from catopt_xp.data.place import Sets, bytes_on_device, place, place_whole
 from catopt_xp.data.resident import PIXELS_OR_NUMBERS, SampleLayout
-from catopt_xp.engines.plain import Settings
+from catopt_xp.engines.plain import Settings, Weights
 from catopt_xp.engines.ranks import PanelShares
 from catopt_xp.io.console import plain, warn
 from catopt_xp.nn.evaluation import EVALUATION_ROWS
-from catopt_xp.nn.labels import as_rows
+from catopt_xp.nn.labels import as_rows, sample_weights
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.nn.parameters import common_dtype
 from catopt_xp.optim.base import BaseOptimizer
@@ -381,8 +382,31 @@ def batch_size_for(
     return chosen, f"batch size {chosen}: {why}"
 
 
+def weights_for(sample_weight: Any, class_weight: Any, dataset: DataSet, sets: Sets) -> Weights | None:
+    """What the samples weigh, (m,) on the host, or None where all weigh 1; arguments as for `train`.
+
+    Raises ValueError or TypeError for what cannot be used, or where the set is streamed.
+    """
+    if sample_weight is None and class_weight is None:
+        return None
+    if sets.stream is not None:
+        told = "sample_weight and class_weight go with a set in memory, this one is streamed"
+        raise ValueError(f"{told}: leave them out, or give a larger memory_limit")
+    if isinstance(class_weight, Mapping):
+        numbers = {name: number for number, name in enumerate(dataset.classes)}
+        class_weight = {numbers.get(one, one): weight for one, weight in class_weight.items()}
+    return sample_weights(sample_weight, class_weight, as_rows(dataset.train_Y), sets.train.m)
+
+
 def describe_run(
-    learner: Learner, dataset: DataSet, n_x: int, sets: Sets, settings: Settings, backend: Backend, engine: str
+    learner: Learner,
+    dataset: DataSet,
+    n_x: int,
+    sets: Sets,
+    weights: Weights | None,
+    settings: Settings,
+    backend: Backend,
+    engine: str,
 ) -> dict[str, Any]:
     """How a run is described in its history and its checkpoints: what a run that goes on is compared with."""
     return {
@@ -398,6 +422,7 @@ def describe_run(
         "m": sets.train.m,
         "n_x": n_x,
         "window": sets.order.window,
+        "weights": None if weights is None else zlib.crc32(weights.tobytes()),
         "batch_size": settings.batch_size,
         "seed": sets.order.seed,
         "shuffle": sets.order.shuffle,

@@ -40,6 +40,7 @@ from catopt_xp.training.setup import (
     optimizer_for,
     place_sets,
     usable_backend,
+    weights_for,
     whole_number,
 )
 
@@ -95,6 +96,8 @@ def train(
     activation: str = "relu",
     dropout: float = 0.0,
     dtype: str = "float32",
+    sample_weight: Any = None,
+    class_weight: Any = None,
     learning_rate: float | None = None,
     lr_scheduler: Scheduler | None = None,
     schedule_by: str = "epoch",
@@ -120,6 +123,9 @@ def train(
         softmax output; `dev_X`, `dev_Y` alike. Or `data`: a folder of photographs, an `.npz` file, rows in a `.npy`
         file with their labels in `NAME_labels.npy`, `(X, Y)`, `(X, Y, dev_X, dev_Y)`, or a DataSet; `img_shape` (width,
         height), `train_size`, `dev_size` (per class) and `on_error` ("raise" or "skip" a broken photograph) go with it.
+        `sample_weight`: (m,) numbers, or None; `class_weight`: None, {class: weight}, classes by number or by name, or
+        "balanced", which weighs a class by `m / (classes * its samples)`. Losses and gradients are weighted means then,
+        those over the training set too; the dev set is not weighted. They go with a set in memory.
     How
         `total_epoch`: the epoch at which training ends, resumed or not. `batch_size`: 1 to m, more means m; "auto"
         measures, so that the size may differ from machine to machine. `shuffle`: "epoch" (a new order every epoch),
@@ -205,10 +211,11 @@ def train(
                 size, why = batch_size_for(batch_size, sets, learner, usable, engine, checkpoint, ranks)
                 report.notice(*sets.notices, *([] if why is None else [why]))
             settings = Settings(size, bool(drop_last), accumulate, by_step, checkpoint_every_steps, m=sets.train.m)
+            weights = weights_for(sample_weight, class_weight, dataset, sets)
             parts = *learner.on_device, sets.train.samples, sets.train.targets
-            steps, reason = choose_engine(engine, *parts, usable, settings, ranks=ranks)
+            steps, reason = choose_engine(engine, *parts, usable, settings, weights, ranks)
             sets.check_pools(size, steps.reach)
-            described = describe_run(learner, dataset, n_x, sets, settings, usable, steps.name)
+            described = describe_run(learner, dataset, n_x, sets, weights, settings, usable, steps.name)
             described |= {"total_epoch": total_epoch, "print_interval": print_interval}
             asked = [described, checkpoint_every, checkpoint_every_steps, early_stopping, save_dir is None]
             ranks.check_same(json.dumps(asked, default=repr).encode(), "arguments")

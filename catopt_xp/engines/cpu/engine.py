@@ -232,7 +232,7 @@ class PanelEngine(PlainEngine):
     def _by_formulas(self, Z: Floats, rows: Rows, scalars: dict[str, float], d: Floats) -> Any:
         """Forward, loss, backward and update of the rest as the network and the optimizer write them; the loss."""
         self.network.forward_from(Z * self.scale)
-        weights = None if self._weights is None else self._weights[rows]
+        weights = None if self.device_weights is None else self.device_weights[rows]
         loss, dZ = self.network.backward_to(self.targets[:, rows], weights)  # (units, n)
         self.optimizer.update_after("W0", self.network.get_grad_dict(), scalars)
         np.multiply(dZ.T, self.scale, out=d[:, : self.split.units])
