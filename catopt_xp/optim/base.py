@@ -7,6 +7,7 @@ each slice small enough to stay in cache for the whole rule; on a GPU as one ker
 from __future__ import annotations
 
 import abc
+import copy
 import itertools
 import math
 import warnings
@@ -96,7 +97,6 @@ class BaseOptimizer(abc.ABC):
         self.steps = 0
         self._moments: dict[str, Mapping[str, Array]] = {k: _zeros_like(param_dict) for k in self.moment_names}
         self._gradient: Mapping[str, Array] | None = None
-        self._groups = self._make_groups()
 
     @classmethod
     def preset(cls, convention: str, param_dict: Mapping[str, Array], learning_rate: float, **options: Any) -> Self:
@@ -173,7 +173,7 @@ class BaseOptimizer(abc.ABC):
         gradients = _in_groups(grad_dict, self.param_dict)
         scalars = self.advance()
         clip = self._clip_factor(gradients)
-        for group, gradient in zip(self._groups, gradients, strict=True):
+        for group, gradient in zip(self._groups(), gradients, strict=True):
             self._update_group(group, gradient, scalars, clip)
 
     def advance(self) -> dict[str, float]:
@@ -186,14 +186,14 @@ class BaseOptimizer(abc.ABC):
 
         `gradient`: of the layout of the parameters, which are a model's; `scalars`: what `advance` returned.
         """
-        (group,) = self._groups
+        (group,) = self._groups()
         rest = slice(math.prod(gradient.shapes[name]), None)
         others = _Group(group.parameter[rest], tuple(m[rest] for m in group.moments), group.decayed - rest.start)
         self._update_group(others, gradient.flat[rest], scalars, None)
 
     def flat_state(self) -> list[Array]:
         """The parameters and each of their moments as flat arrays, in which a model's lie one behind the other."""
-        (group,) = self._groups
+        (group,) = self._groups()
         return [group.parameter, *group.moments]
 
     def _update_group(self, group: _Group, gradient: Array, scalars: dict[str, float], clip: Array | None) -> None:
@@ -322,24 +322,14 @@ class BaseOptimizer(abc.ABC):
 
     def on(self, param_dict: Parameters) -> Self:
         """A copy of this optimizer, state included, for the same parameters on another device."""
-        twin = type(self).__new__(type(self))
-        state = self.__getstate__()
-        state["param_dict"] = param_dict
-        state["_moments"] = {k: _zeros_like(param_dict) for k in self.moment_names}
-        state["_gradient"] = None
-        twin.__setstate__(state)
+        twin = copy.copy(self)
+        twin.param_dict, twin._gradient = param_dict, None
+        twin._moments = {k: _zeros_like(param_dict) for k in self.moment_names}
         twin.load(self.save())
         return twin
 
-    # Groups hold slices of the arrays; rebuilding them keeps a copy joined to its own (or its model's) parameters.
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_groups"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._groups = self._make_groups()
-
-    def _make_groups(self) -> list[_Group]:
+    def _groups(self) -> list[_Group]:
+        """What is updated together: all parameters of a network, or each array of a dict."""
         moments = list(self._moments.values())
         if isinstance(self.param_dict, Parameters):
             flats = tuple(m.flat for m in moments if isinstance(m, Parameters))

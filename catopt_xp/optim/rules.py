@@ -68,7 +68,6 @@ class Momentum(BaseOptimizer):
     """
 
     moment_names = ("v",)
-    conventions: ClassVar[dict[str, dict[str, Any]]] = {"chapter": {}, "torch": {}, "keras": {}}
 
     def __init__(
         self,
