@@ -8,13 +8,15 @@ import os
 import platform
 import re
 import sys
-import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
 if sys.platform != "win32":
     import resource
+
+
+from catopt_xp.io.console import warn
 
 
 def cpu_model() -> str:
@@ -89,7 +91,7 @@ def _wanted_threads(name: str, value: str) -> int | None:
     if re.fullmatch(r"0*[1-9][0-9]{0,8}", first, re.ASCII):
         return int(first)
     if first:
-        warnings.warn(f"{name} is {value!r}, which is no number of threads from 1: it is ignored", stacklevel=3)
+        warn(f"{name} is {value!r}, which is no number of threads from 1: it is ignored")
     return None
 
 

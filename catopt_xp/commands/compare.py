@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import statistics
-import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import numpy as np
 from catopt_xp.backend.xp import Backend, asnumpy, get_backend
 from catopt_xp.data.dataset import DataSet
 from catopt_xp.data.load import load_data
-from catopt_xp.io.console import plain
+from catopt_xp.io.console import plain, warn
 from catopt_xp.io.files import remove_stale
 from catopt_xp.optim.rules import OPTIMIZERS, make_optimizer
 from catopt_xp.optim.schedules import Scheduler, const_lr, describe, get_hyperbola_func
@@ -162,7 +161,7 @@ def compare(
         plot_comparison({label: dataclasses.asdict(h) for label, h in histories.items()}, figure, TITLES[kind])
         say(f"figure: {figure}")
     except ImportError as error:
-        warnings.warn(f"no figure was drawn: {error}", stacklevel=2)
+        warn(f"no figure was drawn: {error}")
     return histories
 
 

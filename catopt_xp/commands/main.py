@@ -65,7 +65,7 @@ from catopt_xp.data.drawn.drawings import drawn_name
 from catopt_xp.data.load import load_data
 from catopt_xp.data.photographs import DEFAULT_SHAPE
 from catopt_xp.data.resident import SampleLayout, make_resident
-from catopt_xp.io.console import plain
+from catopt_xp.io.console import plain, warn
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import make_optimizer
 from catopt_xp.training.callbacks import Callback, CsvLog, JsonLog, TensorBoard
@@ -149,7 +149,7 @@ def run_train(args: argparse.Namespace) -> None:
     comm = world() if args.distributed else None
     ranks = Ranks(comm)
     if args.distributed and ranks.size == 1:
-        warnings.warn("--distributed, and one process alone: mpiexec -n N starts several", stacklevel=2)
+        warn("--distributed, and one process alone: mpiexec -n N starts several")
     history = args.save_dir / f"{args.model_name}_history.json"
     logs: list[Callback] = []
     with ranks.agreed():
@@ -245,7 +245,7 @@ def _drawn(draw: Callable[[], Any]) -> bool:
     try:
         draw()
     except ImportError as error:
-        warnings.warn(f"no figure was drawn: {error}", stacklevel=2)
+        warn(f"no figure was drawn: {error}")
         return False
     return True
 

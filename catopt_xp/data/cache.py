@@ -12,7 +12,6 @@ import io
 import json
 import os
 import stat
-import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from catopt_xp.io.console import one_line
+from catopt_xp.io.console import one_line, warn
 from catopt_xp.io.files import write_whole
 
 
@@ -122,10 +121,9 @@ def store_rows(file: Path, rows: NDArray[np.uint8], skipped: Mapping[int, str] |
     except OSError as error:
         # The system's own words: the error's message names the file and what happened to it once more.
         reason = os.strerror(error.errno) if error.errno else str(error)
-        warnings.warn(
+        warn(
             f"{file}: cannot be written ({reason}); going on in memory; the pictures are prepared "
-            "again next time (CATOPT_XP_CACHE names another folder)",
-            stacklevel=2,
+            "again next time (CATOPT_XP_CACHE names another folder)"
         )
         return rows
 

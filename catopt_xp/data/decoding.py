@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from catopt_xp.backend.machine import thread_count
 from catopt_xp.backend.ranks import Ranks
 from catopt_xp.data.dataset import DataArgumentError, check_memory, check_on_error, checked_img_shape
-from catopt_xp.io.console import Bar, one_line, plain
+from catopt_xp.io.console import Bar, one_line, plain, warn
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -118,10 +118,9 @@ def decode_files(
         finally:
             pool.shutdown(cancel_futures=True)
     if remarks:
-        warnings.warn(
+        warn(
             f"Pillow remarked on {len(remarks)} of the photographs, which decoded all the same; "
-            f"the first remark: {one_line(remarks[0].message)}",
-            stacklevel=3,
+            f"the first remark: {one_line(remarks[0].message)}"
         )
     return (np.delete(rows, list(broken), axis=0) if broken else rows), broken
 
@@ -161,7 +160,7 @@ def warn_of_skipped(broken: dict[int, str]) -> None:
     """One warning that names the skipped files, the first ones where they are many."""
     if broken:
         told = "; ".join(list(broken.values())[:TOLD]) + f"; and {len(broken) - TOLD} more" * (len(broken) > TOLD)
-        warnings.warn(f"skipped {len(broken)} that cannot be decoded: {told}", stacklevel=3)
+        warn(f"skipped {len(broken)} that cannot be decoded: {told}")
 
 
 def decode_image(file: Path, img_shape: tuple[int, int]) -> NDArray[np.uint8]:
@@ -210,7 +209,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = int(image.getexif().get(_ORIENTATION, 1))
     except (SyntaxError, ValueError, TypeError, KeyError, struct.error) as error:
-        warnings.warn(f"unreadable EXIF data ({one_line(error)}), taken as upright", stacklevel=2)
+        warn(f"unreadable EXIF data ({one_line(error)}), taken as upright")
         return None
     return {
         2: Image.Transpose.FLIP_LEFT_RIGHT,

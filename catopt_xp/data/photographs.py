@@ -6,7 +6,6 @@ import os
 import re
 import stat
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from catopt_xp.data.cache import cache_file, load_rows, load_skipped, store_rows
 from catopt_xp.data.dataset import DataSet, check_on_error, checked_img_shape, checked_size, checked_whole
 from catopt_xp.data.decoding import check_some_decoded, decode_files, photograph_size, warn_of_skipped
-from catopt_xp.io.console import plain
+from catopt_xp.io.console import plain, warn
 
 DEFAULT_SHAPE = (224, 224)
 RECIPE = 2  # a change in how photographs are decoded takes the next number, so that no old cache file is read
@@ -82,7 +81,7 @@ def get_cat_set(
     if data.dev_X is None and test_size != 0:
         raise FileNotFoundError(f"{Path(data_root) / 'test_set'}: no such folder; add it, or ask for test_size=0")
     for notice in data.notices:  # four arrays have no other place for it
-        warnings.warn(notice, stacklevel=2)
+        warn(notice)
     if kind == np.uint8:
         return data.train_X, data.train_Y, data.dev_X, data.dev_Y
     return _unit_range(data.train_X), data.train_Y, _unit_range(data.dev_X), data.dev_Y
@@ -249,10 +248,9 @@ def _first(classes: Classes, size: int | None, root: Path, part: str) -> Classes
     """The first `size` of each class; a warning where there are fewer."""
     short = [f"{len(files)} of {name}" for name, files in classes.items() if size is not None and len(files) < size]
     if short:
-        warnings.warn(
+        warn(
             f"{root}: {size} photographs per class asked for the {part} set, found {plain(', '.join(short))}; "
-            "taking all of them",
-            stacklevel=4,
+            "taking all of them"
         )
     return {name: files[:size] for name, files in classes.items()}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from catopt_xp.engines.cuda.engine import CoresEngine, CudaEngine
 from catopt_xp.engines.cuda.launches import geometry_of, size_obstacle
 from catopt_xp.engines.panels import PANEL
 from catopt_xp.engines.plain import PlainEngine, Settings, Weights
-from catopt_xp.io.console import Signals
+from catopt_xp.io.console import Signals, warn
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
@@ -202,7 +201,7 @@ def _first_that_passes(
             return make, told
         if ranks.size == 1:
             told = f"the panel engine failed its check: {failure}"
-            warnings.warn(f"{told}; a slower one runs instead", RuntimeWarning, stacklevel=3)
+            warn(f"{told}; a slower one runs instead", RuntimeWarning)
     with ranks.agreed():  # the ranks whose check has passed are told of the failure by the others
         if ranks.size > 1 and failure is not None:
             raise RuntimeError(f"the panel engine failed its check on rank {ranks.rank}: {failure}")

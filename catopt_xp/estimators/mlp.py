@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any, Self
@@ -42,6 +41,7 @@ from catopt_xp.estimators.arrays import (
 )
 from catopt_xp.estimators.epochs import Cost, Training, answers, initial_network, minimise
 from catopt_xp.estimators.parameters import HIDDEN, LearningRate, check_parameters, layer_sizes, make_solver, penalty_of
+from catopt_xp.io.console import warn
 from catopt_xp.nn.labels import sample_weights
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
@@ -221,7 +221,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
                             break
                         self._no_improvement = 0
         except KeyboardInterrupt:
-            warnings.warn("training was interrupted; what was learned so far is kept", stacklevel=5)
+            warn("training was interrupted; what was learned so far is kept")
             stopped = True
         if best is not None:
             flat[...] = best
@@ -241,7 +241,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         m = samples.shape[0]
         batch_size = min(MOST_SAMPLES, m) if given["batch_size"] == "auto" else int(given["batch_size"])
         if batch_size > m:
-            warnings.warn(f"batch_size is {batch_size} and there are {m} samples: {m} is taken", stacklevel=6)
+            warn(f"batch_size is {batch_size} and there are {m} samples: {m} is taken")
             batch_size = m
         penalty = penalty_of(given)
         if self._optimizer is None or not incremental or self._solver != given["solver"]:
@@ -349,7 +349,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         if not all(np.isfinite(x).all() for x in (*self.coefs_, *self.intercepts_)):
             raise ValueError("the weights are no longer finite numbers: scale X, or lower learning_rate_init")
         if warning is not None:
-            warnings.warn(warning, ConvergenceWarning, stacklevel=3)
+            warn(warning, ConvergenceWarning)
         return self
 
     def _checked(self, X: Any, y: Any, first: bool) -> tuple[Any, HostArray]:

@@ -10,7 +10,6 @@ import abc
 import copy
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ import numpy as np
 
 from catopt_xp.backend.threads import deal
 from catopt_xp.backend.xp import Array, Backend, as_array, backend_of, dtype_name
+from catopt_xp.io.console import warn
 from catopt_xp.nn.parameters import Parameters, check_matches, is_bias
 from catopt_xp.optim.schedules import Scheduler, const_lr, describe
 
@@ -300,10 +300,7 @@ class BaseOptimizer(abc.ABC):
         if saved != own:
             self.epoch = state_dict["epoch"]
             self.reset()
-            warnings.warn(
-                f"the state is that of {saved}, this is {own}: its moments and step count start at zero",
-                stacklevel=2,
-            )
+            warn(f"the state is that of {saved}, this is {own}: its moments and step count start at zero")
             return
         steps, epoch = int(state_dict["steps"]), state_dict["epoch"]
         here = {k: x for k, x in self.save().items() if "/" in k}
