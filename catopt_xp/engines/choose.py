@@ -22,7 +22,7 @@ from catopt_xp.io.console import Signals, warn
 from catopt_xp.nn.functional import pixel_scale
 from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
-from catopt_xp.optim.rules import Adam, GradientDescent, Momentum, RMSProp
+from catopt_xp.optim.rules import OPTIMIZERS
 
 # Two panels of the CPU and a ragged one, eight tiles of the GPU and a ragged one. A GPU loads 16 bytes at a time where
 # the features allow it, and reads others one by one.
@@ -252,7 +252,7 @@ def panel_obstacle(
         return f"the panel engine runs on a CPU or an NVIDIA GPU, not on {backend.device}"
     if type(model) is not DeepNetwork:
         return f"the panel engine knows DeepNetwork, not {type(model).__name__}"
-    if kind not in (GradientDescent, Momentum, RMSProp, Adam):
+    if kind not in [known for known, _ in OPTIMIZERS.values()]:
         return f"the panel engine does not know the rule of {kind.__name__}"
     if optimizer.param_dict is not model.save():
         return "the optimizer holds the parameters in a dict of its own, the panel engine needs model.save()"
