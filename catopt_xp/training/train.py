@@ -213,20 +213,20 @@ def train(
             settings = Settings(size, bool(drop_last), accumulate, by_step, checkpoint_every_steps, m=sets.train.m)
             weights = weights_for(sample_weight, class_weight, dataset, sets)
             parts = *learner.on_device, sets.train.samples, sets.train.targets
-            steps, reason = choose_engine(engine, *parts, usable, settings, weights, ranks)
-            sets.check_pools(size, steps.reach)
-            described = describe_run(learner, dataset, n_x, sets, weights, settings, usable, steps.name)
+            chosen, reason = choose_engine(engine, *parts, usable, settings, weights, ranks)
+            sets.check_pools(size, chosen.reach)
+            described = describe_run(learner, dataset, n_x, sets, weights, settings, usable, chosen.name)
             described |= {"total_epoch": total_epoch, "print_interval": print_interval}
             asked = [described, checkpoint_every, checkpoint_every_steps, early_stopping, save_dir is None]
             ranks.check_same(json.dumps(asked, default=repr).encode(), "arguments")
-            report.announce(usable, steps.name, reason, dataset.name, n_x, sets, ranks.size)
-        loop = Loop(steps, sets, learner, watchers, described, report, ranks)
+            report.announce(usable, chosen.name, reason, dataset.name, n_x, sets, ranks.size)
+        loop = Loop(chosen, sets, learner, watchers, described, report, ranks)
         loop.history.add_timings(dataset.timings | {"move": moved})
         history = loop.run(checkpoint, total_epoch, print_interval, progress)
     if plot_mini_batch and file is not None and ranks.rank == 0 and history.mini_batch_loss:
         draw_mini_batch(asdict(history), file.with_name(f"{model_name}_mini_batch.png"))
     report.say(history.time_table(resumed=checkpoint is not None))
-    return TrainResult(model, optimizer, history, usable.device, steps.name, reason, loop.checkpoint, report.notices)
+    return TrainResult(model, optimizer, history, usable.device, chosen.name, reason, loop.checkpoint, report.notices)
 
 
 def _optional(name: str, value: Any) -> int | None:
