@@ -134,7 +134,7 @@ def test_every_optimizer_has_a_kernel_here() -> None:
 # --- whole runs with extreme numbers ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("optimizer", "moment", "dtype"), [("adam", "v", "float32"), ("rmsprop", "s", "float64")])
+@pytest.mark.parametrize(("optimizer", "moment", "dtype"), [("adam", "v", "float32"), ("rmsprop", "s", "float32")])
 def test_where_a_second_moment_is_infinite_the_weights_stay(optimizer: str, moment: str, dtype: str) -> None:
     for kind in (PlainEngine, PanelEngine):
         case = Case(dtype=dtype, optimizer=optimizer)
@@ -152,7 +152,7 @@ def test_where_a_second_moment_is_infinite_the_weights_stay(optimizer: str, mome
     ("optimizer", "dtype"),
     some(
         [(optimizer, dtype) for optimizer in ("momentum", "rmsprop", "adam") for dtype in ("float32", "float64")],
-        [("adam", "float32"), ("momentum", "float64")],
+        [("adam", "float32")],
         pytest.mark.hardening,
     ),
 )

@@ -259,7 +259,7 @@ def test_a_killed_run_leaves_a_csv_that_is_read_no_half_json_and_goes_on(tmp_pat
     assert len(killed.epoch) > 15
     assert History.from_json(tmp_path / "a.json") == before
     end = len(killed.epoch) + 3
-    recover: dict[str, Any] = {"recover_from": tmp_path / "model_latest.npz", "hidden": (30, 20, 20)}
+    recover: dict[str, Any] = {"recover_from": tmp_path / "model_latest.npz", "hidden": (30, 20, 20), "engine": "plain"}
     callbacks = [CsvLog(file), JsonLog(tmp_path / "a.json")]
     fit(callbacks=callbacks, total_epoch=end, print_interval=3, **recover)
     whole = History.from_json(tmp_path / "a.json")
