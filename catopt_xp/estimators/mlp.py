@@ -52,8 +52,11 @@ FEW_BATCHES = 4  # in a call of `partial_fit`, up to which packing for the panel
 MOST_SAMPLES = 200  # of a mini-batch, where batch_size is "auto"
 
 
-class _Estimator(BaseEstimator):  # type: ignore[misc]
-    """What both estimators share: the network, the optimizer that trains it, and scikit-learn's record of that."""
+class FittedNetwork:
+    """A network, the optimizer that trains it, and scikit-learn's record of that: attributes that end in `_`.
+
+    The parameters (`alpha`, `solver`, …) are those of the estimator that this is a part of.
+    """
 
     coefs_: list[HostArray]
     intercepts_: list[HostArray]
@@ -68,31 +71,17 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
 
     # --- what an estimator says -------------------------------------------------------------------------------------
 
-    def _targets(self, y: HostArray, first: bool, incremental: bool) -> HostArray:
-        """Checked targets as a network takes them, (·, m)."""
+    def _given(self) -> dict[str, Any]:
+        """The parameters by name."""
         raise NotImplementedError
 
-    def _output(self) -> tuple[str, int]:
-        """The network's last activation, and how many outputs it has."""
+    def _split(self, y: HostArray, rng: np.random.RandomState) -> tuple[HostArray, HostArray]:
+        """Row numbers to train on, and to judge by."""
         raise NotImplementedError
 
     def _score_of(self, answer: HostArray, y: HostArray, weights: HostArray | None) -> float:
         """The score of the network's answer (outputs, m) to samples with these targets."""
         raise NotImplementedError
-
-    def _weights(self, y: HostArray, sample_weight: Any, incremental: bool) -> HostArray | None:
-        """The samples' weights (m,), or None where all are 1."""
-        return sample_weights(as_host(sample_weight, "sample_weight"), None, None, y.shape[0])
-
-    def _given(self) -> dict[str, Any]:
-        """The parameters by name."""
-        given: dict[str, Any] = self.get_params(deep=False)
-        return given
-
-    def _store(self, given: dict[str, Any]) -> None:
-        """Keeps the parameters as they were given, which is all that a constructor may do."""
-        for name in self._get_param_names():
-            setattr(self, name, given[name])
 
     # --- beginning and going on -------------------------------------------------------------------------------------
 
@@ -155,6 +144,17 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             if self._optimizer is not None:
                 self._optimizer = self._optimizer.on(self._network.save())
             self._publish()
+
+    def _portable_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of a copy or a pickle: everything on the host, and every weight once."""
+        if "_network" not in state:
+            return dict(state)
+        network, optimizer = self._current_network(), self._optimizer
+        if network.backend.name != "numpy":
+            network = network.to("cpu")
+            optimizer = None if optimizer is None else optimizer.on(network.save())
+        views = ("coefs_", "intercepts_", "_published")
+        return {k: v for k, v in state.items() if k not in views} | {"_network": network, "_optimizer": optimizer}
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -302,6 +302,31 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         self.n_iter_, self.loss_ = min(int(result.nit), int(given["max_iter"])), float(result.fun)
         return None if result.status == 0 else f"lbfgs ended after {self.n_iter_} iterations: {result.message}"
 
+
+class _Estimator(FittedNetwork, BaseEstimator):  # type: ignore[misc]
+    """What both estimators share: the checks of what they are given, and where they train and predict."""
+
+    def _targets(self, y: HostArray, first: bool, incremental: bool) -> HostArray:
+        """Checked targets as a network takes them, (·, m)."""
+        raise NotImplementedError
+
+    def _output(self) -> tuple[str, int]:
+        """The network's last activation, and how many outputs it has."""
+        raise NotImplementedError
+
+    def _weights(self, y: HostArray, sample_weight: Any, incremental: bool) -> HostArray | None:
+        """The samples' weights (m,), or None where all are 1."""
+        return sample_weights(as_host(sample_weight, "sample_weight"), None, None, y.shape[0])
+
+    def _given(self) -> dict[str, Any]:
+        given: dict[str, Any] = self.get_params(deep=False)
+        return given
+
+    def _store(self, given: dict[str, Any]) -> None:
+        """Keeps the parameters as they were given, which is all that a constructor may do."""
+        for name in self._get_param_names():
+            setattr(self, name, given[name])
+
     # --- fitting ----------------------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -419,16 +444,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
     # --- copies -----------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything on the host, and every weight once."""
-        state: dict[str, Any] = super().__getstate__()
-        if "_network" not in state:
-            return dict(state)
-        network, optimizer = self._current_network(), self._optimizer
-        if network.backend.name != "numpy":
-            network = network.to("cpu")
-            optimizer = None if optimizer is None else optimizer.on(network.save())
-        views = ("coefs_", "intercepts_", "_published")
-        return {k: v for k, v in state.items() if k not in views} | {"_network": network, "_optimizer": optimizer}
+        return self._portable_state(super().__getstate__())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
