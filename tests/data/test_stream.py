@@ -500,9 +500,9 @@ def test_ranks_and_streaming_do_not_go_together(file: Path) -> None:
             return 2
 
         def allgather(self, value: Any) -> list[Any]:
-            return [value, None]
+            return [value, value]
 
-        Allgatherv = Alltoallv = bcast = Abort = allgather
+        Allgatherv = Alltoallv = Abort = allgather
 
     assert Ranks(Two()).size == 2
     with pytest.raises(ValueError, match="memory_limit is for one process, ranks hold their parts of the set whole"):
