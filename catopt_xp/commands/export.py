@@ -1,4 +1,9 @@
-"""Trained networks for other programs: ONNX, and weights as safetensors."""
+"""Trained networks as files of other programs: ONNX to run, safetensors to read.
+
+ONNX files are of opset 17 and IR version 8, which onnxruntime 1.17 and later read. They hold the weights as training
+left them; pixels are scaled behind the first product, as everywhere in this library. onnx and safetensors are imported
+here alone, and only when a file is made or read.
+"""
 
 from __future__ import annotations
 

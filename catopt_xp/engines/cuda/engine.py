@@ -76,9 +76,6 @@ class CudaEngine(PlainEngine):
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
-    def stops(self, asked: bool) -> bool:
-        return self.ranks.any(asked)
-
     def steps(self, epoch: int, order: Rows, first: int = 0, following: Rows | None = None) -> Iterator[int]:
         """As `PlainEngine.steps`, a chunk at a time; it ends where `Settings.pause_every` says."""
         self._attach()
