@@ -1,6 +1,6 @@
 """What scikit-learn's parameters mean here: their ranges, a solver's optimizer, the learning rate by epoch.
 
-No line of scikit-learn is imported: these are its conventions, expressed by the optimizers of `optim.py`.
+No line of scikit-learn is imported: these are its conventions, expressed by the optimizers of `optim/`.
 """
 
 from __future__ import annotations

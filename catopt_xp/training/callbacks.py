@@ -1,4 +1,9 @@
-"""Callbacks: what may look at a run after every epoch. Early stopping, checkpoints and logs are callbacks."""
+"""Callbacks: what may look at a run after every epoch. Early stopping, checkpoints and logs are callbacks.
+
+The logs are a CSV that grows by a row an epoch, JSON at the end, and events for TensorBoard. tensorboardX is imported
+here alone, and only when such a log is made. Its record writer is used directly: what goes through its queue and thread
+takes four times as long, and a full disk there stops the run for good instead of raising.
+"""
 
 from __future__ import annotations
 

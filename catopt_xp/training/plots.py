@@ -1,4 +1,9 @@
-"""Figures of histories, comparisons, benchmarks and optimizer paths."""
+"""Figures of runs, comparisons, benchmarks and optimizer paths: plain dicts in, a matplotlib figure or a file out.
+
+matplotlib is imported here alone, and only when a figure is made. Figures are made without pyplot: there is no current
+figure, no window and no display. Colours are Okabe & Ito's, which colour-blind readers can tell apart. Runs differ in
+line style and marker too, so that a print in grey can be read. Legends stand beside what is drawn.
+"""
 
 from __future__ import annotations
 
