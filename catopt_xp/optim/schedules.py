@@ -321,9 +321,12 @@ def _value(node: ast.expr) -> Any:
         if name in ("const", "const_lr") or (name.startswith("catopt_xp.") and name.endswith(".const_lr")):
             return const_lr
         try:
-            return ast.literal_eval(node)
+            found = ast.literal_eval(node)
         except ValueError:
             raise ValueError(f"{name} is neither a number nor a schedule") from None
+        if isinstance(node, ast.Dict) and len(found) < len(node.keys):
+            raise ValueError("an epoch is given twice")
+        return found
     if name.lower() not in _SCHEDULES:
         raise ValueError(f"{name} is not a schedule")
     kind = _SCHEDULES[name.lower()]

@@ -264,6 +264,7 @@ def test_parse_reads_names_and_numbers(text: str, expected: Scheduler) -> None:
         ("table({})", "Table: no entries"),
         ("table({0: 'x'})", "a learning rate must be a number, not 'x'"),
         ("table(((0, 1), (0, 2)))", "an epoch is given twice"),
+        ("table({0: 1, 0: 2})", "an epoch is given twice"),
         ("warmup(5, cosine(95))", "scheduler must be callable"),
         ("warmup(linear(1), 5)", "linear is not a schedule"),
     ],
