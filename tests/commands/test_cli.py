@@ -468,7 +468,7 @@ def test_the_flags_know_every_comparison_and_every_argument_of_train(
 
     monkeypatch.setattr(cli, "train", stop)
     assert train(arrays, folder) == 130
-    only_from_python = {"model", "X", "Y", "dev_X", "dev_Y"}
+    only_from_python = {"model", "X", "Y", "dev_X", "dev_Y", "sample_weight", "class_weight"}
     assert set(passed) == set(inspect.signature(catopt_xp.train).parameters) - only_from_python
     monkeypatch.setattr(cli, "compare", stop)
     passed.clear()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from panel_runs import (
     BATCHES,
@@ -86,6 +86,7 @@ def cases(draw: Callable[..., Any]) -> Case:
     )
 
 
+@settings(max_examples=12)  # numba compiles each kind of case, which takes most of the time
 @given(cases())
 def test_in_float64_both_engines_have_the_same_numbers(case: Case) -> None:
     assume(is_alive(case.engine(PlainEngine)))

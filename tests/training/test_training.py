@@ -155,6 +155,7 @@ def test_one_seed_gives_one_result_and_another_gives_another() -> None:
 @pytest.mark.parametrize("name", RATES)
 def test_accumulated_batches_equal_one_large_batch(name: str, together: int) -> None:
     common: dict[str, Any] = {"optimizer": name, "learning_rate": RATES[name], "dtype": "float64"}
+    common |= {"engine": "plain"}
     small = fit(batch_size=8, accumulate=together, **common)
     large = fit(batch_size=8 * together, **common)
     assert np.abs(flat(small.model) - flat(large.model)).max() < 1e-12
