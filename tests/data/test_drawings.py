@@ -176,6 +176,7 @@ def test_pictures_are_as_bright_as_photographs(pairs: tuple[np.ndarray, np.ndarr
     assert 48 < both.std() < 72
 
 
+@pytest.mark.hardening
 def test_dev_pictures_are_not_near_copies_of_train_pictures() -> None:
     data = get_drawn_set((16, 16), train_size=150, test_size=40, cache=False, workers=1)
     train, dev = (X.T.astype(np.float64) for X in (data.train_X, data.dev_X))

@@ -262,7 +262,8 @@ say([hashlib.sha256(weights).hexdigest(), result.history.dev_loss])
 """
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.hardening)])
+@pytest.mark.hardening
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_photographs_are_decoded_in_shares_and_exchanged(ranks: int, photographs: Path) -> None:
     one = answers(1, PHOTOGRAPHS, str(photographs), "skip")
     assert answers(ranks, PHOTOGRAPHS, str(photographs), "skip") == one * ranks

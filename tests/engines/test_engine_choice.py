@@ -236,6 +236,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, python(PROGRAM, NUMBA_CACHE_DIR=str(folder))
 
 
+@pytest.mark.hardening
 def test_compiled_code_is_kept_for_the_next_process(kept: tuple[Path, str]) -> None:
     def files() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in folder.rglob("*.nb?")}

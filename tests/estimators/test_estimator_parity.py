@@ -119,7 +119,7 @@ def test_activations_and_layers_are_those_of_scikit_learn(activation: str, hidde
 
 
 EACH = [(batch_size, alpha) for batch_size in (1, 7, 600, "auto") for alpha in (0.0, 1.0)]
-ALWAYS = [(1, 1.0), (7, 0.0), (600, 1.0), ("auto", 0.0)]
+ALWAYS = [(7, 0.0), ("auto", 1.0)]
 
 
 @pytest.mark.parametrize(("batch_size", "alpha"), some(EACH, ALWAYS, pytest.mark.hardening))

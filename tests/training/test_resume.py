@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import some
 from short_runs import Crash, crash, interrupt
 
 from catopt_xp.nn.network import DeepNetwork
@@ -102,8 +103,11 @@ def resumed_options(variant: Mapping[str, Any]) -> dict[str, Any]:
 # --- the same bits ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("epoch", range(EPOCHS - 1))
-@pytest.mark.parametrize("variant", VARIANTS)
+EACH = [(variant, epoch) for variant in VARIANTS for epoch in range(EPOCHS - 1)]
+ALWAYS = [(variant, k % (EPOCHS - 1)) for k, variant in enumerate(VARIANTS)]
+
+
+@pytest.mark.parametrize(("variant", "epoch"), some(EACH, ALWAYS, pytest.mark.hardening))
 def test_a_run_stopped_after_any_epoch_ends_with_the_same_bits(tmp_path: Path, variant: str, epoch: int) -> None:
     options = VARIANTS[variant]
     straight = fit(None, **options)

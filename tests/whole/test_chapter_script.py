@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import some
 from PIL import Image
 
 from catopt_xp import (
@@ -80,7 +81,7 @@ def test_the_chapter_s_set(sets: Sets, root: Path) -> None:
     assert np.allclose(values * 255, train_X)
 
 
-@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer_name", some(OPTIMIZERS, ["momentum", "adam with decay"], pytest.mark.hardening))
 def test_the_chapter_s_script_and_its_second_call(optimizer_name: str, sets: Sets, tmp_path: Path) -> None:
     train_X, train_Y, dev_X, dev_Y = sets
     n_x = train_X.shape[0]
