@@ -21,6 +21,8 @@ from catopt_xp.training.report import Report
 from catopt_xp.training.setup import (
     NETWORK,
     Learner,
+    check_data,
+    check_model,
     check_optimizer,
     data_source,
     load_dataset,
@@ -101,6 +103,8 @@ def tune(
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"batch_sizes holds {size!r}; give whole numbers of at least 1")
     one_of("engine", engine, ENGINES)
+    check_data(data, X, Y, None, None)
+    check_model(model, hidden, activation, dropout, dtype)
     check_optimizer(optimizer, learning_rate, lr_scheduler, optimizer_options)
     alone, report = Ranks(), Report(verbose)
     with limited_threads(None if threads is None else whole_number("threads", threads, 1)):

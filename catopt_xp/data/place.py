@@ -83,12 +83,13 @@ def place(
     order: RowOrder,
     memory_limit: int | None,
     working_bytes: int,
+    recover_from: str = "the run",
 ) -> Sets:
     """The sets on the device, or streamed where they take more than the memory limit, or than what is free, leaves.
 
     `memory_limit`: bytes, of which the sets take half (None: what is free); `working_bytes`: what training takes
-    besides. A run that goes on with windows (`order.window`) keeps them. Raises ValueError where a set fits neither
-    way, TypeError or ValueError for what cannot be trained on.
+    besides; `recover_from`: what an error calls a run that goes on, which keeps its windows (`order.window`).
+    Raises ValueError where a set fits neither way, TypeError or ValueError for what cannot be trained on.
     """
     limited = memory_limit is not None
     room = memory_limit // SHARE if memory_limit is not None else _free_bytes(backend, working_bytes)
@@ -101,7 +102,7 @@ def place(
     if train is None:
         train_set = make_resident(dataset.train_X, dataset.train_Y, backend, layout)
     else:
-        window = _window(order.window, train, room, limited)
+        window = _window(order.window, train, room, limited, recover_from)
         order = replace(order, window=window)
         train_labels = labels(dataset.train_X, dataset.train_Y, "X")
         train_set = StreamedSet(train, train_labels, backend, window, order.seed, order.shuffle)
@@ -150,7 +151,7 @@ def _streamed_files(
     return files["X"] if needed.get("X", 0) > fits - beside else None, files.get("dev_X")
 
 
-def _window(before: int | None, file: RowFile, room: int, limited: bool) -> int:
+def _window(before: int | None, file: RowFile, room: int, limited: bool, recover_from: str) -> int:
     """The most rows in a window: those of the run that goes on (`before`), or what the room allows."""
     if before is None:
         # What is free changes from run to run, and with it the order: a power of two changes rarely.
@@ -158,7 +159,7 @@ def _window(before: int | None, file: RowFile, room: int, limited: bool) -> int:
         return max(1, memory // (WINDOWS * file.row_bytes))
     if WINDOWS * before * file.row_bytes > room:
         told = size_text(SHARE * WINDOWS * before * file.row_bytes)
-        raise ValueError(f"the checkpoint goes on in windows of {before} rows: give a memory_limit of {told}")
+        raise ValueError(f"{recover_from} goes on in windows of {before} rows: give a memory_limit of {told}")
     return before
 
 

@@ -24,6 +24,12 @@ from catopt_xp.nn.network import BaseRegressionModel, DeepNetwork
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.rules import OPTIMIZERS
 
+ENGINES = ("auto", "plain", "panels")
+LEAST_EPS = 1e-30  # the panel engine estimates quotients, for denominators that are well above the smallest floats
+# Units times batch size, for each feature and in all, from which whole products win over panels.
+LARGE_PRODUCTS, LARGE = 80, 45_000
+COMPILING = 512 << 20  # bytes of address space: to import numba took 150 MB, to compile up to 200 MB more
+FAST = 'pip install "catopt-xp[fast]"'
 # Two panels of the CPU and a ragged one, eight tiles of the GPU and a ragged one. A GPU loads 16 bytes at a time where
 # the features allow it, and reads others one by one.
 ALIGNED_FEATURES, FEATURES = 2120, 2117
@@ -115,14 +121,6 @@ def _numbers(engine: PlainEngine) -> dict[str, NDArray[Any]]:
     return {name: engine.backend.to_host(x) for name, x in arrays.items()} | {"losses": engine.fetch_losses()}
 
 
-ENGINES = ("auto", "plain", "panels")
-LEAST_EPS = 1e-30  # the panel engine estimates quotients, for denominators that are well above the smallest floats
-# Units times batch size, for each feature and in all, from which whole products win over panels.
-LARGE_PRODUCTS, LARGE = 80, 45_000
-COMPILING = 512 << 20  # bytes of address space: to import numba took 150 MB, to compile up to 200 MB more
-FAST = 'pip install "catopt-xp[fast]"'
-
-
 def choose_engine(
     engine: str,
     model: BaseRegressionModel,
@@ -131,6 +129,7 @@ def choose_engine(
     targets: Array,
     backend: Backend,
     settings: Settings,
+    *,
     weights: Weights | None = None,
     ranks: Ranks | None = None,
 ) -> tuple[PlainEngine, str]:
@@ -154,9 +153,10 @@ def choose_engine(
             assert isinstance(model, DeepNetwork)
             make, obstacle = _first_that_passes(model, optimizer, samples, backend, settings, weighted, ranks)
             if make is not None:
-                made = make(model, optimizer, samples, targets, backend, settings, weights, ranks)
+                parts = model, optimizer, samples, targets, backend, settings
+                made = make(*parts, weights=weights, ranks=ranks)
                 return made, _why(engine, made, ranks, obstacle)
-        return PlainEngine(model, optimizer, samples, targets, backend, settings, weights), obstacle or ""
+        return PlainEngine(model, optimizer, samples, targets, backend, settings, weights=weights), obstacle or ""
 
 
 def _check_for_ranks(engine: str, obstacle: str | None, backend: Backend) -> None:

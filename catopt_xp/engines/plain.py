@@ -71,6 +71,7 @@ class PlainEngine:
         targets: Array,
         backend: Backend,
         settings: Settings,
+        *,
         weights: Weights | None = None,
         ranks: Ranks | None = None,
     ) -> None:

@@ -113,7 +113,7 @@ class Training:
         self.penalty, self.loss_scale, optimizer.l2 = penalty, loss_scale, penalty
         on_device, settings = placed_targets(network, targets), Settings(batch_size, squares=penalty > 0)
         self.engine, self.engine_reason = choose_engine(
-            engine, network, optimizer, samples, on_device, network.backend, settings, weights
+            engine, network, optimizer, samples, on_device, network.backend, settings, weights=weights
         )
 
     def epochs(self, count: int, rng: np.random.RandomState, shuffle: bool) -> Generator[float]:

@@ -109,6 +109,14 @@ def sample_weights(sample_weight: Any, class_weight: Any, Y: HostArray | None, m
     return by_class if weights is None else weights * by_class
 
 
+def check_class_weight(class_weight: Any) -> None:
+    """Raises ValueError unless this is None, "balanced", {class: weight} or a list of such dicts."""
+    given = class_weight if isinstance(class_weight, list) else [class_weight]
+    balanced = isinstance(class_weight, str) and class_weight == "balanced"
+    if class_weight is not None and not balanced and not all(isinstance(one, Mapping) for one in given):
+        raise ValueError(f'class_weight is {class_weight!r}; give None, "balanced" or {{class: weight}}')
+
+
 def _checked_weights(sample_weight: Any, m: int) -> HostArray:
     weights: HostArray = np.asarray(as_array(sample_weight, "sample_weight"), dtype=np.float64)
     if weights.shape != (m,):
@@ -122,11 +130,10 @@ def _checked_weights(sample_weight: Any, m: int) -> HostArray:
 
 def _by_row(class_weight: Any, rows: HostArray) -> list[tuple[Any, HostArray]]:
     """The class weights of each row of labels, and that row."""
+    check_class_weight(class_weight)
     if isinstance(class_weight, str) and class_weight == "balanced":
         return [(class_weight, row) for row in rows]
     given = class_weight if isinstance(class_weight, list) else [class_weight]
-    if not all(isinstance(one, Mapping) for one in given):
-        raise ValueError(f'class_weight is {class_weight!r}; give None, "balanced" or {{class: weight}}')
     if len(given) != len(rows):
         told = f"class_weight has {len(given)} dicts for {len(rows)} labels of a sample"
         raise ValueError(f'{told}; give a list of one for each, or "balanced"')

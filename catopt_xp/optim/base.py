@@ -1,6 +1,6 @@
 """What every optimizer shares: learning rate and schedule, gradients, moments, decay, clipping, save and load.
 
-The rules themselves are in `optim.py`. This module applies a rule to all parameters: on a CPU slice by slice,
+The rules themselves are in `rules.py`. This module applies a rule to all parameters: on a CPU slice by slice,
 each slice small enough to stay in cache for the whole rule; on a GPU as one kernel launch.
 """
 

@@ -13,7 +13,7 @@ from catopt_xp.backend.xp import Backend
 from catopt_xp.data.resident import ResidentSet
 from catopt_xp.data.stream import StreamedSet
 from catopt_xp.engines.choose import choose_engine
-from catopt_xp.engines.plain import Settings
+from catopt_xp.engines.plain import Settings, Weights
 from catopt_xp.nn.network import BaseRegressionModel
 from catopt_xp.optim.base import BaseOptimizer
 
@@ -57,19 +57,20 @@ def measure(
     train_set: ResidentSet,
     backend: Backend,
     sizes: Sequence[int] = CANDIDATES,
+    weights: Weights | None = None,
 ) -> list[Measured]:
     """Times real steps at each of `sizes` that the set and the memory allow, smallest first.
 
-    `engine`: as for `train`; `train_set`: on `backend`, where model and optimizer lie too. The steps are made by
-    copies: neither is changed. A batch whose floats would take half of the free memory is left out. Raises ValueError
-    where the set is streamed.
+    `engine`: as for `train`; `train_set`: on `backend`, where model and optimizer lie too; `weights`: of
+    its samples. The steps are made by copies: neither is changed. A batch whose floats would take half of the free
+    memory is left out. Raises ValueError where the set is streamed.
     """
     if isinstance(train_set, StreamedSet):
         raise ValueError("batch sizes are measured on a set in memory, this one is streamed: give batch_size a number")
     m, n_x = train_set.samples.shape
     fitting = backend.free_memory() // (2 * FLOAT_BYTES * n_x)
     usable = [size for size in sorted(set(sizes)) if size <= min(m, fitting)]
-    return [_measure_one(size, engine, model, optimizer, train_set, backend) for size in usable]
+    return [_measure_one(size, engine, model, optimizer, train_set, backend, weights) for size in usable]
 
 
 def _measure_one(
@@ -79,10 +80,12 @@ def _measure_one(
     optimizer: BaseOptimizer,
     train_set: ResidentSet,
     backend: Backend,
+    weights: Weights | None,
 ) -> Measured:
     twin, its_optimizer = copy.deepcopy((model, optimizer))
     samples, settings = train_set.samples, Settings(size, drop_last=True)
-    engine, _ = choose_engine(name, twin, its_optimizer, samples, train_set.targets, backend, settings)
+    parts = twin, its_optimizer, samples, train_set.targets, backend, settings
+    engine, _ = choose_engine(name, *parts, weights=weights)
     order = np.random.Generator(np.random.PCG64(0)).permutation(samples.shape[0])
     steps, done = engine.steps(0, order, following=order), 0
     warm = next(steps)

@@ -210,9 +210,11 @@ def changes(
         raise ValueError(
             f"the checkpoint stands within epoch {place.epoch}, which can only go on as it began: give {told}"
         )
-    changed += [
-        k for k in ("optimizer", "options", "schedule_by", "data", "weights") if k in then and then[k] != now[k]
-    ]
+    reweighed = "weights" in then and then["weights"] != now["weights"]
+    if reweighed and place.batches:
+        told = "with the sample weights that it began with" if then["weights"] else "without sample weights"
+        raise ValueError(f"the checkpoint stands within epoch {place.epoch}, which can only go on {told}")
+    changed += [k for k in ("optimizer", "options", "schedule_by", "data") if k in then and then[k] != now[k]]
     model_then, model_now = then.get("model", {}), now["model"]
     if model_then and model_now and model_then["activation_func"] != model_now["activation_func"]:
         kept, given = (plain(", ".join(model["activation_func"])) for model in (model_then, model_now))
@@ -220,6 +222,9 @@ def changes(
     if model_then and model_then != model_now:  # the seed too counts: dropout masks are drawn from it
         changed.append("model")
     texts = [f"the checkpoint was trained with {k} {then[k]}, this run goes on with {now[k]}" for k in changed]
+    if reweighed:
+        had = "with other sample weights" if then["weights"] else "without sample weights"
+        texts.append(f"the checkpoint was trained {had}")
     if windowed:
         texts.append(f"the checkpoint was trained in memory, this run streams in windows of {now['window']} rows")
     differs = [f"{k} {v}" for k, v in place.environment.items() if environment.get(k) != v]

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,13 +76,15 @@ def run_epochs(
     stop: int,
     first: int = 0,
     steps: Callable[..., Iterator[int]] | None = None,
-    after_step: Callable[[int, int], None] = lambda epoch, done: None,
+    after_step: Callable[[int, int, float], None] = lambda epoch, done, learning_rate: None,
+    checked: Callable[[Epoch], Epoch] = lambda epoch: epoch,
 ) -> Iterator[Epoch]:
     """Makes the steps of the epochs `start … stop - 1`, and yields each epoch when it has ended.
 
     `rows`: gives an epoch's order, asked once for each, one epoch ahead; `first`: batches of epoch `start` that are
-    done already; `steps`: makes the steps of an epoch (None: the engine does); `after_step(epoch, done)` is called
-    after every update, `done` batches of the epoch are done then.
+    done already; `steps`: makes the steps of an epoch (None: the engine does); `after_step(epoch, done,
+    learning_rate)` is called after every update, when `done` batches of the epoch are done; `checked` looks at an epoch
+    that has ended before the optimizer counts it, and answers what is yielded.
     """
     steps = steps or engine.steps
     orders: Iterator[Rows | None] = chain(map(rows, range(start, stop)), [None])
@@ -90,10 +93,10 @@ def run_epochs(
         engine.optimizer.epoch = epoch
         learning_rate = engine.optimizer.learning_rate
         for done in steps(epoch, order, first, following):
-            after_step(epoch, done)
-        losses, first = engine.fetch_losses(), 0
+            after_step(epoch, done, learning_rate)
+        ended, first = checked(Epoch(epoch, learning_rate, engine.fetch_losses())), 0
         engine.optimizer.increase_epoch()
-        yield Epoch(epoch, learning_rate, losses)
+        yield ended
 
 
 class Loop:
@@ -164,18 +167,16 @@ class Loop:
             return
         terminal = sys.stderr is not None and sys.stderr.isatty()
         shown = terminal if progress is None else progress
-        stream = self.sets.stream
-        steps = None if stream is None else lambda *asked: stream.steps(self.engine, *asked)
         with Bar(total=end, initial=min(start, end), unit="epoch", disable=not shown, leave=False) as bar:
-            self._started = time.perf_counter() - self.position.seconds
             epochs = run_epochs(
                 self.engine,
                 self.sets.rows,
                 start,
                 end,
                 self.position.batches,
-                steps,
-                lambda epoch, done: self._after_step(epoch, done, signals),
+                self._steps,
+                partial(self._after_step, signals),
+                self._checked,
             )
             for epoch in epochs:
                 self._record(epoch)
@@ -183,10 +184,9 @@ class Loop:
                 evaluated = epoch.number % print_interval == 0 or last
                 if evaluated:
                     self._evaluate(epoch)
+                bar.update()
                 if self._is_over(epoch.number, evaluated, last, signals):
                     break
-                bar.update()
-                self._started = time.perf_counter()
 
     def _is_over(self, epoch: int, evaluated: bool, last: bool, signals: Signals) -> bool:
         """Lets the callbacks look; whether one of them ends the run. Raises Interrupted where a signal came."""
@@ -203,7 +203,13 @@ class Loop:
             self.report.say(f"stopped after epoch {epoch}, as a callback asked")
         return state.stop
 
-    def _after_step(self, epoch: int, done: int, signals: Signals) -> None:
+    def _steps(self, *asked: Any) -> Iterator[int]:
+        """The steps of an epoch; its seconds count from here, or go on where a checkpoint left them."""
+        self._started = time.perf_counter() - self.position.seconds
+        stream = self.sets.stream
+        return self.engine.steps(*asked) if stream is None else stream.steps(self.engine, *asked)
+
+    def _after_step(self, signals: Signals, epoch: int, done: int, learning_rate: float) -> None:
         """Saves the run within an epoch where that is due, or where a signal ends it."""
         saving = self.watchers.checkpointing
         due = saving is not None and saving.falls_on(self._updates(epoch, done))
@@ -212,7 +218,7 @@ class Loop:
             return
         losses, before = self._with_earlier(self.engine.fetch_losses())[:done], time.perf_counter()
         self._record_waiting()
-        self._check_losses(epoch, self.engine.optimizer.learning_rate, losses)
+        self._check_losses(epoch, learning_rate, losses)
         self.position = RunState(epoch=epoch, batches=done, seconds=before - self._started, losses=losses)
         if saving is not None:
             saving.write(self._state(epoch, evaluated=False))
@@ -222,12 +228,16 @@ class Loop:
 
     def _record(self, epoch: Epoch) -> None:
         """Writes an epoch into the history."""
-        losses = self._with_earlier(epoch.losses)
-        self._check_losses(epoch.number, epoch.learning_rate, losses)
         seconds = time.perf_counter() - self._started
         self.position = RunState(epoch=epoch.number + 1)
-        self.history.add_epoch(epoch.number, epoch.learning_rate, losses, self.engine.sizes, seconds)
+        self.history.add_epoch(epoch.number, epoch.learning_rate, epoch.losses, self.engine.sizes, seconds)
         self._record_waiting()
+
+    def _checked(self, epoch: Epoch) -> Epoch:
+        """The epoch with its losses from before a resumption. Raises TrainingDiverged where one is not finite."""
+        losses = self._with_earlier(epoch.losses)
+        self._check_losses(epoch.number, epoch.learning_rate, losses)
+        return epoch._replace(losses=losses)
 
     def _record_waiting(self) -> None:
         if self.sets.stream is not None:

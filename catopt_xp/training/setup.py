@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from catopt_xp.backend.devices import fall_back
 from catopt_xp.backend.ranks import Ranks
@@ -58,25 +60,30 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> str:
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-def data_source(
-    data: Any, X: Any, Y: Any, dev_X: Any, dev_Y: Any, backend: Backend, checkpoint: Checkpoint | None
-) -> Any:
-    """What `load_data` is given: `data`, or the arrays. Raises ValueError where they do not go together.
-
-    A run does not go on with the built-in drawings because its own data were not named again.
-    """
+def check_data(data: Any, X: Any, Y: Any, dev_X: Any, dev_Y: Any) -> None:
+    """Raises ValueError where these arguments of `train` do not go together."""
     if X is not None and data is not None:
         raise ValueError("X and data are both given; pass one of them")
     if X is None and any(x is not None for x in (Y, dev_X, dev_Y)):
         raise ValueError("Y or dev_X is given without X; pass X too")
     if X is not None and dev_X is None and dev_Y is not None:
         raise ValueError("dev_Y is given without dev_X; pass both")
+
+
+def data_source(
+    data: Any, X: Any, Y: Any, dev_X: Any, dev_Y: Any, backend: Backend, checkpoint: Checkpoint | None
+) -> Any:
+    """What `load_data` is given: `data`, or the arrays, which `check_data` has passed.
+
+    Raises ValueError where a run would go on with the built-in drawings because its own data were not named again.
+    """
     if X is not None:
         return _array(X, "X", backend), Y, _array(dev_X, "dev_X", backend), dev_Y
-    trained_on = drawn_name() if checkpoint is None else checkpoint.described.get("data", drawn_name())
-    if data is None and trained_on != drawn_name():
-        told = f"{checkpoint.path} was trained on {plain(trained_on)}" if checkpoint else ""
-        raise ValueError(f"{told}; give data (--data), or X and Y, to go on with")
+    if data is None and checkpoint is not None:
+        trained_on = checkpoint.described.get("data", drawn_name())
+        if trained_on != drawn_name():
+            told = f"{checkpoint.path} was trained on {plain(trained_on)}"
+            raise ValueError(f"{told}; give data (--data), or X and Y, to go on with")
     return data
 
 
@@ -144,6 +151,22 @@ def _keep_columns(dataset: DataSet, columns: slice, n_x: int) -> None:
 # --- network and optimizer ------------------------------------------------------------------------------------------
 
 
+def check_model(model: Any, hidden: Sequence[int], activation: str, dropout: float, dtype: str) -> None:
+    """Raises TypeError or ValueError for a model of another kind, or what does not go with one; as for `train`."""
+    given = {"hidden": _units(hidden), "activation": activation, "dropout": dropout, "dtype": dtype}
+    if model is None:
+        return
+    if not isinstance(model, BaseRegressionModel):
+        raise TypeError(f"model is a {type(model).__name__}; give a BaseRegressionModel, or None")
+    for name, value in given.items():
+        if value != NETWORK[name]:
+            raise ValueError(f"{name} goes with the network that train builds; set it on yours")
+
+
+def _units(hidden: Sequence[int]) -> tuple[int, ...]:
+    return tuple(whole_number("hidden", count, 1) for count in np.atleast_1d(np.asarray(hidden)).tolist())
+
+
 def network_for(
     model: BaseRegressionModel | None,
     hidden: Sequence[int],
@@ -157,34 +180,28 @@ def network_for(
 ) -> BaseRegressionModel:
     """The model that is given, or the checkpoint's, or a new network for the set; arguments as for `train`.
 
-    Raises TypeError or ValueError for a model of another kind, or where what is given about the network does not go
-    with the model or the checkpoint.
+    Raises ValueError where what is given about the network does not go with the checkpoint.
     """
-    units = tuple(whole_number("hidden", count, 1) for count in np.atleast_1d(np.asarray(hidden)).tolist())
-    given = {"hidden": units, "activation": activation, "dropout": dropout, "dtype": dtype}
     if model is not None:
-        if not isinstance(model, BaseRegressionModel):
-            raise TypeError(f"model is a {type(model).__name__}; give a BaseRegressionModel, or None")
-        for name, value in given.items():
-            if value != NETWORK[name]:
-                raise ValueError(f"{name} goes with the network that train builds; set it on yours")
-    elif checkpoint is not None:
-        model = checkpoint.build_model()
-        has = {
-            "hidden": tuple(model.neuron_cnt[1:-1]),
-            "activation": ", ".join(dict.fromkeys(model.activation_func[:-1])),
-            "dropout": model.dropout,
-            "dtype": model.dtype,
-        }
-        for name, value in given.items():
-            if value not in (NETWORK[name], has[name]):
-                told = f"{name} is {value!r}, the network of {checkpoint.path} has {has[name]!r}"
-                raise ValueError(f"{told}; leave it out")
-    else:
+        return model
+    units = _units(hidden)
+    if checkpoint is None:
         output, outputs = _output_layer(dataset)
         names = [*[activation] * len(units), output]
-        model = DeepNetwork([n_x, *units, outputs], names, seed=seed, dtype=dtype, dropout=dropout)
-    return model
+        return DeepNetwork([n_x, *units, outputs], names, seed=seed, dtype=dtype, dropout=dropout)
+    kept = checkpoint.build_model()
+    given = {"hidden": units, "activation": activation, "dropout": dropout, "dtype": dtype}
+    has = {
+        "hidden": tuple(kept.neuron_cnt[1:-1]),
+        "activation": ", ".join(dict.fromkeys(kept.activation_func[:-1])),
+        "dropout": kept.dropout,
+        "dtype": kept.dtype,
+    }
+    for name, value in given.items():
+        if value not in (NETWORK[name], has[name]):
+            told = f"{name} is {value!r}, the network of {checkpoint.path} has {has[name]!r}"
+            raise ValueError(f"{told}; leave it out")
+    return kept
 
 
 def _output_layer(dataset: DataSet) -> tuple[str, int]:
@@ -303,8 +320,12 @@ def place_sets(
     batch_size: int | str,
     backend: Backend,
     ranks: Ranks,
+    recover_from: Any = None,
 ) -> Sets:
-    """The sets on the device, or streamed onto it; warns where all samples have one label."""
+    """The sets on the device, or streamed onto it; warns where all samples have one label.
+
+    `recover_from`: the checkpoint's file, which an error names.
+    """
     own = int(dataset.train_X.shape[0])  # features: a rank has some of them only
     if isinstance(model, DeepNetwork):
         if model.neuron_cnt[0] != n_x and ranks.size > 1:
@@ -319,14 +340,19 @@ def place_sets(
             raise ValueError(f"X is {kinds[0]}, dev_X {kinds[1]}: ranks on GPUs take sets of one type")
         sets = place_whole(dataset, layout, backend, order)
     else:
-        sets = place(dataset, layout, backend, order, memory_limit, working_bytes(model, dataset, batch_size))
-    labels = backend.to_host(sets.train.whole[1])  # sync
-    # One sample alone may well have one label.
-    if ranks.rank == 0 and labels.shape[1] > 1 and (labels == labels[:, :1]).all():
+        working = working_bytes(model, dataset, batch_size)
+        sets = place(dataset, layout, backend, order, memory_limit, working, str(recover_from))
+    if ranks.rank == 0:
+        _warn_of_one_class(backend.to_host(sets.train.whole[1]))  # sync
+    return sets
+
+
+def _warn_of_one_class(labels: NDArray[Any]) -> None:
+    """Warns where all samples have one label, `labels` (·, m); one sample alone may well have one."""
+    if labels.shape[1] > 1 and (labels == labels[:, :1]).all():
         label = ", ".join(f"{value:g}" for value in labels[:, 0])
         told = f"all {labels.shape[1]} samples have the label {label}, and a network learns to answer that to anything"
         warn(f"{told}; check Y, or the folders of the classes")
-    return sets
 
 
 @dataclass
@@ -356,6 +382,7 @@ class Learner:
 def batch_size_for(
     batch_size: int | str,
     sets: Sets,
+    weights: Weights | None,
     learner: Learner,
     backend: Backend,
     engine: str,
@@ -378,17 +405,25 @@ def batch_size_for(
     elif m < SMALL_SET:
         chosen, why = rule_of_thumb(m)
     else:
-        chosen, why = choose(measure(engine, *learner.on_device, sets.train, backend))
+        chosen, why = choose(measure(engine, *learner.on_device, sets.train, backend, weights=weights))
     return chosen, f"batch size {chosen}: {why}"
 
 
-def weights_for(sample_weight: Any, class_weight: Any, dataset: DataSet, sets: Sets) -> Weights | None:
+def weights_for(
+    sample_weight: Any, class_weight: Any, dataset: DataSet, sets: Sets, model: BaseRegressionModel
+) -> Weights | None:
     """What the samples weigh, (m,) on the host, or None where all weigh 1; arguments as for `train`.
 
-    Raises ValueError or TypeError for what cannot be used, or where the set is streamed.
+    Raises ValueError or TypeError for what cannot be used, for a streamed set, or a model that takes no weights.
     """
     if sample_weight is None and class_weight is None:
         return None
+    for name in ("backward", "loss", "evaluate_rows"):
+        if "weights" not in inspect.signature(getattr(model, name)).parameters:
+            kind = type(model).__name__
+            raise ValueError(
+                f"sample_weight and class_weight need {kind}.{name} to take weights=None, which it does not"
+            )
     if sets.stream is not None:
         told = "sample_weight and class_weight go with a set in memory, this one is streamed"
         raise ValueError(f"{told}: leave them out, or give a larger memory_limit")

@@ -18,6 +18,7 @@ from catopt_xp.data.order import SHUFFLES, RowOrder
 from catopt_xp.engines.choose import ENGINES, choose_engine
 from catopt_xp.engines.plain import Settings
 from catopt_xp.io.files import remove_stale, try_to_write
+from catopt_xp.nn.labels import check_class_weight
 from catopt_xp.nn.network import BaseRegressionModel
 from catopt_xp.optim.base import BaseOptimizer
 from catopt_xp.optim.schedules import Scheduler
@@ -31,6 +32,8 @@ from catopt_xp.training.report import Report
 from catopt_xp.training.setup import (
     Learner,
     batch_size_for,
+    check_data,
+    check_model,
     check_optimizer,
     data_source,
     describe_run,
@@ -168,7 +171,8 @@ def train(
     report = Report(verbose and ranks.rank == 0)
     with ranks.agreed():
         threads = None if threads is None else whole_number("threads", threads, 1)
-    with limited_threads(threads or (ranks.threads() if ranks.size > 1 else None)):
+    share = ranks.threads() if ranks.size > 1 else None  # all ranks ask, whatever they are given
+    with limited_threads(threads or share):
         with ranks.agreed():  # before the first step, what stops one rank stops all
             total_epoch = whole_number("total_epoch", total_epoch, 0)
             print_interval = whole_number("print_interval", print_interval, 1)
@@ -177,11 +181,20 @@ def train(
             order = RowOrder(whole_number("seed", seed, 0), one_of("shuffle", shuffle, SHUFFLES))
             by_step = one_of("schedule_by", schedule_by, ("epoch", "step")) == "step"
             one_of("engine", engine, ENGINES)
+            check_data(data, X, Y, dev_X, dev_Y)
+            check_model(model, hidden, activation, dropout, dtype)
             check_optimizer(optimizer, learning_rate, lr_scheduler, optimizer_options)
+            check_class_weight(class_weight)
+            every_steps = _optional("checkpoint_every_steps", checkpoint_every_steps)
+            every, patience = (
+                _optional("checkpoint_every", checkpoint_every),
+                _optional("early_stopping", early_stopping),
+            )
             room = _memory_limit(memory_limit, ranks)
             file = checkpoint_file(save_dir, model_name)
-            checkpointing = _checkpointing(file, checkpoint_every, checkpoint_every_steps, report, ranks)
-            watchers = Watchers(callbacks, _optional("early_stopping", early_stopping), checkpointing)
+            keeps = ranks.rank == 0
+            checkpointing = None if file is None else Checkpointing(file, every, every_steps, report.notice, keeps)
+            watchers = Watchers(callbacks, patience, checkpointing)
             if plot_mini_batch:
                 check_drawing("plot_mini_batch", file)
             if file is not None and ranks.rank == 0:
@@ -204,23 +217,23 @@ def train(
             with usable.activate():
                 started = time.perf_counter()
                 order = replace(order, window=None if checkpoint is None else checkpoint.described.get("window"))
-                sets = place_sets(dataset, n_x, model, order, room, batch_size, usable, ranks)
+                sets = place_sets(dataset, n_x, model, order, room, batch_size, usable, ranks, recover_from)
                 learner = Learner.on(usable, model, optimizer)
                 usable.synchronize()  # sync
                 moved = time.perf_counter() - started
-                size, why = batch_size_for(batch_size, sets, learner, usable, engine, checkpoint, ranks)
+                weights = weights_for(sample_weight, class_weight, dataset, sets, model)
+                size, why = batch_size_for(batch_size, sets, weights, learner, usable, engine, checkpoint, ranks)
                 report.notice(*sets.notices, *([] if why is None else [why]))
-            settings = Settings(size, bool(drop_last), accumulate, by_step, checkpoint_every_steps, m=sets.train.m)
-            weights = weights_for(sample_weight, class_weight, dataset, sets)
+            settings = Settings(size, bool(drop_last), accumulate, by_step, every_steps, m=sets.train.m)
             parts = *learner.on_device, sets.train.samples, sets.train.targets
-            chosen, reason = choose_engine(engine, *parts, usable, settings, weights, ranks)
+            chosen, reason = choose_engine(engine, *parts, usable, settings, weights=weights, ranks=ranks)
             sets.check_pools(size, chosen.reach)
             described = describe_run(learner, dataset, n_x, sets, weights, settings, usable, chosen.name)
             described |= {"total_epoch": total_epoch, "print_interval": print_interval}
-            asked = [described, checkpoint_every, checkpoint_every_steps, early_stopping, save_dir is None]
+            asked = [described, every, every_steps, patience, save_dir is None]
             ranks.check_same(json.dumps(asked, default=repr).encode(), "arguments")
             report.announce(usable, chosen.name, reason, dataset.name, n_x, sets, ranks.size)
-        loop = Loop(chosen, sets, learner, watchers, described, report, ranks)
+            loop = Loop(chosen, sets, learner, watchers, described, report, ranks)
         loop.history.add_timings(dataset.timings | {"move": moved})
         history = loop.run(checkpoint, total_epoch, print_interval, progress)
     if plot_mini_batch and file is not None and ranks.rank == 0 and history.mini_batch_loss:
@@ -243,11 +256,3 @@ def _memory_limit(memory_limit: int | str | None, ranks: Ranks) -> int | None:
         return memory_size(memory_limit)
     except ValueError as error:
         raise ValueError(f"memory_limit: {error}") from error
-
-
-def _checkpointing(
-    file: Path | None, every: int | None, every_steps: int | None, report: Report, ranks: Ranks
-) -> Checkpointing | None:
-    """What saves the run; None where nothing is saved. Raises ValueError for what is no interval."""
-    every, every_steps = _optional("checkpoint_every", every), _optional("checkpoint_every_steps", every_steps)
-    return None if file is None else Checkpointing(file, every, every_steps, report.notice, keeps=ranks.rank == 0)

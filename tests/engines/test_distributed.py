@@ -291,7 +291,7 @@ case = Case(n_x=int(sys.argv[1]), units=(30, 20, 20), m=64, batch_size=64, dtype
 ranks = Ranks(comm)
 def make(model, optimizer, samples, targets, backend, settings):
     own = np.ascontiguousarray(samples[:, PanelShares(case.n_x, ranks.rank, ranks.size).columns])
-    return PanelEngine(model, optimizer, own, targets, backend, settings, ranks)
+    return PanelEngine(model, optimizer, own, targets, backend, settings, ranks=ranks)
 run(case.engine(make), case)
 say(ranks.sent_bytes)
 """

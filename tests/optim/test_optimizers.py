@@ -1,6 +1,6 @@
 """Optimizers beyond their oracles: any arrays, accumulation, copies and states, options, and kernel = rule.
 
-A new optimizer enters `OPTIMIZERS` in `optim.py`, and with it every test here.
+A new optimizer enters `OPTIMIZERS` in `rules.py`, and with it every test here.
 """
 
 from __future__ import annotations

@@ -312,3 +312,30 @@ def test_labels_of_one_class_are_warned_of_once(label: int) -> None:
 
 def test_a_single_sample_has_one_class_and_that_is_fine() -> None:
     assert fit(X=X[:, :1], Y=Y[:, :1], total_epoch=1).history.epoch == [0]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model": 3}, "model is a int; give a BaseRegressionModel"),
+        ({"hidden": (0,)}, "hidden is 0; give a whole number of at least 1"),
+        ({"data": "somewhere"}, "X and data are both given"),
+        ({"X": None}, "Y or dev_X is given without X"),
+        ({"dev_Y": [[1]]}, "dev_Y is given without dev_X"),
+        ({"class_weight": "even"}, "class_weight is 'even'"),
+        ({"checkpoint_every_steps": 0}, "checkpoint_every_steps is 0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_arguments_are_refused_before_a_folder_is_made(given: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        fit(save_dir=tmp_path / "new", **given)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_epoch_that_diverges_does_not_count() -> None:
+    model = DeepNetwork([N_X, 4, 1], ["relu", "sigmoid"])
+    optimizer = GradientDescent(model.save(), 1e200)
+    with pytest.raises(TrainingDiverged, match=r"learning rate 1e\+200"), np.errstate(all="ignore"):
+        fit(model=model, optimizer=optimizer, schedule_by="step", engine="plain")
+    assert optimizer.epoch == 0

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from short_runs import N_X, M, fit, flat, small_set
+from short_runs import N_X, M, fit, flat, interrupt, small_set
 
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import GradientDescent
+from catopt_xp.training import batch_size
+from catopt_xp.training.loop import Interrupted
 
 WHOLE = {"batch_size": 4 * M, "shuffle": "none", "total_epoch": 5, "dtype": "float64", "learning_rate": 0.1}
 WHOLE |= {"optimizer": "gd"}
@@ -118,3 +121,39 @@ def test_gradients_of_a_weighted_step_are_weighted_means() -> None:
     d = weights * (1 / (1 + np.exp(-Z)) - Y[0]) / weights.sum()
     expected = start - np.concatenate([X @ d / 255, [d.sum()]])
     assert flat(model) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_batch_size_is_measured_with_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, Y = small_set(2000)
+    asked: list[Any] = []
+    whole = batch_size.choose_engine
+
+    def watched(*arguments: Any, weights: Any = None, **options: Any) -> Any:
+        asked.append(weights)
+        return whole(*arguments, weights=weights, **options)
+
+    monkeypatch.setattr(batch_size, "choose_engine", watched)
+    monkeypatch.setattr(batch_size, "MEASURED_SECONDS", 0.0)
+    weights = np.arange(2000) + 1.0
+    fit(X=X, Y=Y, sample_weight=weights, batch_size="auto", engine="plain", total_epoch=1)
+    assert len(asked) == 4
+    assert all(np.array_equal(one, weights) for one in asked)
+
+
+def test_a_model_that_takes_no_weights_is_refused() -> None:
+    class Plain(DeepNetwork):
+        def backward(self, Y: Any) -> Any:  # type: ignore[override]
+            return super().backward(Y)
+
+    with pytest.raises(ValueError, match=r"need Plain\.backward to take weights=None, which it does not"):
+        fit(model=Plain([N_X, 1], ["sigmoid"]), sample_weight=np.ones(M))
+
+
+def test_within_an_epoch_the_weights_stay(
+    tmp_path: Path, crash_after: Callable[[int, Callable[[], None]], None]
+) -> None:
+    crash_after(2, interrupt)
+    with pytest.raises(Interrupted) as caught:
+        fit(sample_weight=np.arange(M) + 1.0, save_dir=tmp_path, engine="plain")
+    with pytest.raises(ValueError, match="which can only go on with the sample weights that it began with"):
+        fit(recover_from=caught.value.checkpoint)

@@ -170,10 +170,11 @@ class PanelEngine(PlainEngine):
         targets: Array,
         backend: Backend,
         settings: Settings,
+        *,
         weights: Weights | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        super().__init__(model, optimizer, samples, targets, backend, settings, weights, ranks)
+        super().__init__(model, optimizer, samples, targets, backend, settings, weights=weights, ranks=ranks)
         self.network = model
         units = model.neuron_cnt[1]
         self.shares = PanelShares(model.neuron_cnt[0], self.ranks.rank, self.ranks.size)

@@ -1,6 +1,6 @@
 """Vector instructions for numba functions: how many lanes this processor has, and a builder that emits them.
 
-What `lanes.py` and `updates.py` are made of. Square root and quotient of float32 start from the processor's estimate
+What `lanes.py` and `rules.py` are made of. Square root and quotient of float32 start from the processor's estimate
 where that is fast, with AVX-512: exact ones cost as much as all the rest of an update.
 """
 

@@ -48,13 +48,13 @@ class CudaEngine(PlainEngine):
         targets: Array,
         backend: Backend,
         settings: Settings,
+        *,
         weights: Weights | None = None,
         ranks: Ranks | None = None,
-        *,
         device: Device | None = None,
     ) -> None:
         assert weights is None, "the kernels know no weights of samples"
-        super().__init__(model, optimizer, samples, targets, backend, settings, weights, ranks)
+        super().__init__(model, optimizer, samples, targets, backend, settings, weights=weights, ranks=ranks)
         self.network = model
         self.geometry = geometry_of(model, samples, max(self.lengths), self.tensor_cores)
         self.aligned, rule = is_aligned(samples), type(optimizer)
