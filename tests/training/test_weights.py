@@ -156,4 +156,4 @@ def test_within_an_epoch_the_weights_stay(
     with pytest.raises(Interrupted) as caught:
         fit(sample_weight=np.arange(M) + 1.0, save_dir=tmp_path, engine="plain")
     with pytest.raises(ValueError, match="which can only go on with the sample weights that it began with"):
-        fit(recover_from=caught.value.checkpoint)
+        fit(recover_from=caught.value.checkpoint, engine="plain")
