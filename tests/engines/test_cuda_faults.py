@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import cuda_on_cpu
@@ -218,13 +219,14 @@ BEYOND: dict[str, Fault] = {
     )
 }
 
-SANITIZED = """
+SANITIZED = f"""
 import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from cuda_runs import CpuDevice, cuda_engine, planted
 from panel_runs import run
 from test_cuda_faults import BEYOND
 for name, fault in BEYOND.items():
-    print(f"planted: {name}", file=sys.stderr, flush=True)
+    print(f"planted: {{name}}", file=sys.stderr, flush=True)
     run(fault.case.engine(cuda_engine(CpuDevice(planted((fault.old, fault.new)), sanitize=True))), fault.case)
 """
 

@@ -24,9 +24,9 @@ import numpy as np
 import pytest
 from short_runs import fit, small_set
 
-from catopt_xp import files
 from catopt_xp.commands.export import export_onnx, export_safetensors
 from catopt_xp.data.cache import store_rows
+from catopt_xp.io import files
 from catopt_xp.nn.network import DeepNetwork
 from catopt_xp.optim.rules import Adam
 from catopt_xp.training import callbacks

@@ -267,4 +267,4 @@ def test_whatever_the_package_imports_is_a_dependency_of_it() -> None:
     listed = {requirement.name.lower() for extra, requirement in requirements() if extra != "test"}
     assert needed <= listed, needed - listed
     core = {requirement.name.lower() for extra, requirement in requirements() if extra == ""}
-    assert core == {"numpy", "pillow", "threadpoolctl", "tqdm"}
+    assert core == {"numpy", "pillow", "platformdirs", "threadpoolctl", "tqdm"}

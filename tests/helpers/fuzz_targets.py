@@ -292,7 +292,7 @@ def words_seeds(folder: Path) -> list[bytes]:
         "64x48",
         "30,20",
     ]
-    texts += ["train\n--data\nx\n--hidden\n3,4\n--schedule\nsqrt:1\n--memory-limit\n2MiB\n--model-name\na\n--seed\n1"]
+    texts += ["train\n--data\nx\n--hidden\n3,4\n--schedule\nsqrt(1)\n--memory-limit\n2MiB\n--model-name\na\n--seed\n1"]
     texts += [
         "predict\na.jpg\n--img-shape\n8x8\n--checkpoint\nx.npz",
         "plot\na\nb\n--out\nc.png",

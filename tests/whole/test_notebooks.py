@@ -49,7 +49,8 @@ def test_each_notebook_is_tested() -> None:
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(FIGURES)
 
 
-@pytest.mark.parametrize("name", some(FIGURES, [], pytest.mark.hardening))
+@pytest.mark.hardening
+@pytest.mark.parametrize("name", some(FIGURES, ["02_optimizer_paths"]))
 def test_it_runs_in_its_small_size_and_has_its_figures(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
