@@ -161,9 +161,8 @@ def alone(kernels: Path) -> list[Any]:
     return list(found)
 
 
-@pytest.mark.parametrize(
-    ("nccl", "transport"), [("all", "NCCL"), pytest.param("some", "through the host", marks=pytest.mark.kernels)]
-)
+@pytest.mark.kernels
+@pytest.mark.parametrize(("nccl", "transport"), [("all", "NCCL"), ("some", "through the host")])
 def test_sums_travel_by_nccl_where_every_rank_has_it(
     nccl: str, transport: str, kernels: Path, alone: list[Any]
 ) -> None:

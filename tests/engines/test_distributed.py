@@ -165,8 +165,7 @@ def bits(ranks: int, runs: str) -> list[dict[str, list[str]]]:
 @pytest.mark.parametrize(
     ("ranks", "runs", "count"),
     [
-        (3, "few", 15),
-        pytest.param(4, "few", 15, marks=pytest.mark.hardening),
+        *(pytest.param(n, "few", 15, marks=pytest.mark.hardening) for n in (3, 4)),
         *(pytest.param(n, "many", 45, marks=pytest.mark.long) for n in (2, 3, 4)),
     ],
 )

@@ -87,7 +87,7 @@ def cases(draw: Callable[..., Any]) -> Case:
     )
 
 
-@settings(max_examples=12)  # numba compiles each kind of case, which takes most of the time
+@settings(max_examples=8)  # numba compiles each kind of case, which takes most of the time
 @given(cases())
 def test_in_float64_both_engines_have_the_same_numbers(case: Case) -> None:
     assume(is_alive(case.engine(PlainEngine)))

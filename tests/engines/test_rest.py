@@ -28,7 +28,7 @@ def chapter_case(**more: Any) -> Case:
     return Case(**({"activation": "relu", "n_x": 200} | more))
 
 
-@pytest.mark.parametrize("name", some(OPTIONS, ["nesterov", "adam hat"], pytest.mark.hardening))
+@pytest.mark.parametrize("name", some(OPTIONS, ["adam hat"], pytest.mark.hardening))
 def test_with_every_rule_the_numbers_are_those_of_the_plain_engine(name: str) -> None:
     optimizer, options = OPTIONS[name]
     for decays in ({}, {"weight_decay": 0.1, "l2": 0.05}):

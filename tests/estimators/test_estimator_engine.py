@@ -26,7 +26,7 @@ def made(engine: str, n_x: int = N_X, weights: Array | None = None, **given: Any
     optimizer = Adam(model.save(), 1e-3, l2=0.1, l2_per_batch=True)
     X, Y = rng.standard_normal((M, n_x)), rng.integers(0, 3, (1, M))
     settings = Settings(**{"batch_size": 5, "squares": True} | given)
-    return choose_engine(engine, model, optimizer, X, Y, NumpyBackend(), settings, weights)[0]
+    return choose_engine(engine, model, optimizer, X, Y, NumpyBackend(), settings, weights=weights)[0]
 
 
 def sum_of_squares(engine: PlainEngine) -> float:

@@ -337,5 +337,5 @@ def test_an_epoch_that_diverges_does_not_count() -> None:
     model = DeepNetwork([N_X, 4, 1], ["relu", "sigmoid"])
     optimizer = GradientDescent(model.save(), 1e200)
     with pytest.raises(TrainingDiverged, match=r"learning rate 1e\+200"), np.errstate(all="ignore"):
-        fit(model=model, optimizer=optimizer, schedule_by="step", engine="plain")
+        fit(model=model, optimizer=optimizer, engine="plain")
     assert optimizer.epoch == 0
