@@ -430,7 +430,11 @@ def weights_for(
     if isinstance(class_weight, Mapping):
         numbers = {name: number for number, name in enumerate(dataset.classes)}
         class_weight = {numbers.get(one, one): weight for one, weight in class_weight.items()}
-    return sample_weights(sample_weight, class_weight, as_rows(dataset.train_Y), sets.train.m)
+    weights = sample_weights(sample_weight, class_weight, as_rows(dataset.train_Y), sets.train.m)
+    if weights is not None and weights.min() < 0:
+        sample = int(weights.argmin())
+        raise ValueError(f"the weight of sample {sample} is {weights[sample]:g}; give weights of at least 0")
+    return weights
 
 
 def describe_run(

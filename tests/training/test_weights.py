@@ -92,10 +92,12 @@ def test_a_stopped_run_with_weights_has_the_same_bits(tmp_path: Path) -> None:
         ({"sample_weight": np.ones(M - 1)}, rf"sample_weight has shape \({M - 1},\); give \({M},\)"),
         ({"sample_weight": np.full(M, np.nan)}, "sample_weight contains NaN or infinity"),
         ({"sample_weight": np.zeros(M)}, "sample_weight is zero for every sample"),
+        ({"sample_weight": np.arange(M) - 1.0}, "the weight of sample 0 is -1; give weights of at least 0"),
+        ({"class_weight": {0: -1.0}}, "the weight of sample [0-9]+ is -1; give weights of at least 0"),
         ({"class_weight": "even"}, "class_weight is 'even'; give None, \"balanced\" or {class: weight}"),
         ({"class_weight": {7: 1.0}}, "class_weight has weights of \\[7\\]"),
     ],
-    ids=["shape", "nan", "zero", "word", "class"],
+    ids=["shape", "nan", "zero", "negative", "negative class", "word", "class"],
 )
 def test_weights_that_cannot_be_used_are_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
