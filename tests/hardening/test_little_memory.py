@@ -20,7 +20,7 @@ Record = Callable[..., None]
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 MODULE = [sys.executable, "-m", "catopt_xp"]
 # Megabytes between two limits, and the most, beyond what a process has at its start.
-SHORT = {"plain": (6, 24)}
+SHORT = {"plain": (6, 36)}
 LONG = {
     "plain": (1, 60),
     "panels": (12, 600),
